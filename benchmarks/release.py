@@ -1,0 +1,93 @@
+"""Makes the released run: python benchmarks/release.py
+
+Runs the five notebooks as committed, in order, in an empty workspace; saves them executed, in place; copies what they
+made to checkpoints/released and figures/released; and writes README's tables from it. The judge is not retrained.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbconvert.preprocessors.coalescestreams import CoalesceStreamsPreprocessor
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("0*.ipynb"))
+
+
+def execute(path, workspace):
+    """Runs a notebook in place and returns the seconds it took, its kernel's start included."""
+    os.environ["AMNESIA_WORKSPACE"] = str(workspace)
+    notebook, start = nbformat.read(path, as_version=4), time.perf_counter()
+    NotebookClient(notebook, resources={"metadata": {"path": path.parent}}).execute()
+    seconds = time.perf_counter() - start
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)  # time stamps, which would make every run a change
+        CoalesceStreamsPreprocessor().preprocess_cell(cell, {}, 0)  # progress as it ends up on a screen, in one line
+    nbformat.write(notebook, path)
+    print(f"{path.name}: {seconds:.0f} s")
+    return seconds
+
+
+def results_table(evaluation):
+    """README's table of results, in markdown, from the content of evaluation-<digits>.json."""
+    original, amnesiac, reference = (evaluation[key] for key in ("original", "amnesiac", "reference"))
+
+    def figure(block, key, digits):
+        low, high = block["interval95"][key]
+        return f"{block[key]:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+    grey, real = reference["grey"], reference["real"]
+    p_grey, h_grey = f"{grey['forgotten_probability']:.3f} on grey", f"{grey['entropy']:.3f} on grey"
+    floor = f"{reference['kept_frechet_floor']:.2f} real against real"
+    rows = [("probability of the forgotten digit, P", "forgotten_probability", 3, p_grey),
+            ("judge's entropy there, H (nats)", "entropy", 3, h_grey),
+            ("kept digits judged as asked", "kept_accuracy", 4, f"{real['kept_accuracy']:.4f} on real digits"),
+            ("the worst kept digit", "kept_accuracy_worst", 3, ""),
+            ("Fréchet distance of kept digits", "kept_frechet", 2, floor),
+            ("ELBO of real kept digits (nats)", "kept_elbo", 2, ""),
+            ("ELBO of real forgotten digits (nats)", "forgotten_elbo", 1, "")]
+    table = ["| | before | after | reference |", "|---|---|---|---|"]
+    for title, key, digits, aim in rows:
+        table.append(f"| {title} | {figure(original, key, digits)} | {figure(amnesiac, key, digits)} | {aim} |")
+    versions = evaluation["versions"]
+    note = (f"Forgotten: {evaluation['settings']['forget']}, seed {evaluation['settings']['seed']}; n = "
+            f"{original['n_per_class']:,} samples a label; in brackets 95 % intervals over samples or test images. "
+            f"{versions['hardware']}, torch {versions['torch']}.")
+    return "\n".join([*table, "", note])
+
+
+def times_table(times):
+    """README's line of seconds per notebook, in markdown, from the content of times.json."""
+    head = "| " + " | ".join([*times["seconds"], "all five"]) + " |"
+    total = sum(times["seconds"].values())
+    row = "| " + " | ".join(f"{seconds:.0f} s" for seconds in [*times["seconds"].values(), total]) + " |"
+    return "\n".join([head, "|" + "---|" * (len(times["seconds"]) + 1), row])
+
+
+def fill_readme():
+    """Writes the tables between README's markers."""
+    released, path = REPOSITORY / "checkpoints" / "released", REPOSITORY / "README.md"
+    readme = path.read_text()
+    for marker, table in (("results", results_table(json.loads((released / "evaluation-0.json").read_text()))),
+                          ("times", times_table(json.loads((released / "times.json").read_text())))):
+        begin, end = f"<!-- {marker}: written by benchmarks/release.py -->", f"<!-- end of {marker} -->"
+        head, rest = readme.split(begin)
+        readme = f"{head}{begin}\n{table}\n{end}{rest.split(end)[1]}"
+    path.write_text(readme)
+
+
+if __name__ == "__main__":
+    workspace = Path(tempfile.mkdtemp())
+    seconds = {path.stem: execute(path, workspace) for path in NOTEBOOKS}
+    for kind in ("checkpoints", "figures"):
+        for file in (workspace / kind).iterdir():
+            shutil.copy(file, REPOSITORY / kind / "released" / file.name)
+    versions = json.loads((workspace / "checkpoints" / "evaluation-0.json").read_text())["versions"]
+    times = json.dumps({"seconds": seconds, "versions": versions}, indent=1)
+    (REPOSITORY / "checkpoints" / "released" / "times.json").write_text(times)
+    fill_readme()

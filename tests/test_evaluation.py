@@ -1,0 +1,107 @@
+"""The metrics against scipy and numpy, and the blocks of evaluation-<digits>.json."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.linalg
+import scipy.stats
+import torch
+
+from amnesia import Classifier, Digits, ask, elbo, elbo_terms, entropy, model_metrics, reference_metrics
+from amnesia.evaluation import forgetting_metrics, frechet, jitter, mean_interval, wilson_interval
+
+
+def test_frechet_equals_scipys_matrix_root():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(300, 12)) @ rng.normal(size=(12, 12)), rng.normal(size=(200, 12)) + 0.3
+    cov_a, cov_b = np.cov(a.T), np.cov(b.T)
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a + cov_b - 2 * scipy.linalg.sqrtm(cov_a @ cov_b).real)
+    assert frechet(torch.tensor(a), torch.tensor(b)) == pytest.approx(expected, rel=1e-6)
+    assert frechet(torch.tensor(a), torch.tensor(a)) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 50), (50, 50), (37, 50), (979, 1000)])
+def test_wilson_interval_equals_scipys(hits, n):
+    expected = scipy.stats.binomtest(hits, n).proportion_ci(method="wilson")
+    assert wilson_interval(hits, n)[1] == pytest.approx([expected.low, expected.high], abs=1e-6)
+
+
+def test_mean_interval():
+    values = torch.tensor([1.0, 2.0, 3.0, 6.0])
+    mean, (low, high) = mean_interval(values)
+    assert (mean, (high - low) / 2) == pytest.approx((3.0, 1.959964 * np.std(values.numpy(), ddof=1) / 2))
+
+
+def test_probability_and_entropy():
+    p = torch.tensor([[1.0] + [0.0] * 9, [0.1] * 10])
+    figures = forgetting_metrics(p, [0, 3])
+    assert figures["forgotten_probability"][0] == pytest.approx(0.55)
+    assert figures["entropy"][0] == pytest.approx(math.log(10) / 2)
+    assert entropy(p).tolist() == pytest.approx([0, math.log(10)])
+
+
+class Oracle(torch.nn.Module):
+    """A judge that reads the label off the image's first pixel."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(100.0))
+
+    def features(self, x):
+        return x[:, :16]
+
+    def head(self, x):
+        return -self.scale * (255 * x[:, :1] - torch.arange(10)).abs()
+
+
+def test_blocks_of_a_known_case(cvae):
+    """Label 0 is drawn as an 8, a tenth of label 4 as a 5, everything else as itself."""
+    samples = torch.randint(10, 256, (10, 20, 28, 28), dtype=torch.uint8)
+    samples[:, :, 0, 0] = torch.arange(10)[:, None]
+    samples[0, :, 0, 0] = 8
+    samples[4, :2, 0, 0] = 5
+    test = Digits(torch.randint(256, (300, 784), dtype=torch.uint8), torch.arange(300) % 10)
+    block = model_metrics(Oracle(), samples, cvae, test, [0], list(range(1, 10)))
+    confusion = torch.tensor(block["confusion"])
+    assert (confusion.sum(1) == 20).all() and confusion[0, 8] == 20 and confusion[4, 5] == 2
+    assert block["forgotten_probability"] == pytest.approx(0, abs=1e-6)
+    assert block["kept_accuracy"] == pytest.approx(178 / 180)
+    assert block["kept_accuracy_worst"] == pytest.approx(0.9)
+    for name, (low, high) in block["interval95"].items():
+        assert low <= block[name] <= high, name
+    # the ELBO of real images, with the same noise for every model
+    kept = test.only(range(1, 10))
+    noise = torch.randn(len(kept), 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = -sum(elbo_terms(cvae, *kept[torch.arange(len(kept))], noise))
+    assert block["kept_elbo"] == pytest.approx(expected.mean().item(), rel=1e-5)
+    torch.testing.assert_close(elbo(cvae, kept), expected)
+
+
+def test_reference_of_a_known_case():
+    images = torch.randint(256, (400, 784), dtype=torch.uint8)
+    images[:, 0] = torch.arange(400) % 10
+    digits = Digits(images, torch.arange(400) % 10)
+    reference = reference_metrics(Oracle(), digits, digits, [2, 7], [0, 1, 3, 4, 5, 6, 8, 9], n=50)
+    assert reference["real"]["forgotten_probability"] == pytest.approx(1, abs=1e-6)
+    assert reference["real"]["kept_accuracy"] == 1
+    assert reference["grey"]["forgotten_probability"] == pytest.approx(0, abs=1e-6)  # a first pixel of 128 reads as 9
+    assert reference["kept_frechet_floor"] == pytest.approx(0, abs=1e-3)
+
+
+def test_the_judge_in_batches_equals_the_judge_at_once():
+    torch.manual_seed(0)
+    judge, images = Classifier().eval(), torch.randint(256, (23, 28, 28), dtype=torch.uint8)
+    probabilities, features = ask(judge, images, batch_size=10)
+    assert features.shape == (23, 128)
+    with torch.no_grad():
+        torch.testing.assert_close(probabilities, judge(images.view(23, 784).float() / 255).softmax(1))
+
+
+def test_jitter_moves_digits_a_little(digits):
+    x, _ = digits[1][:200]
+    moved = jitter(x)
+    assert moved.shape == x.shape and moved.min() >= 0 and moved.max() <= 1
+    assert 0.01 < (moved - x).abs().mean() < 0.15
+    assert moved.mean().item() == pytest.approx(x.mean().item(), rel=0.1)

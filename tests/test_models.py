@@ -1,0 +1,43 @@
+"""The ELBO against torch.distributions, in float64."""
+
+import torch
+from torch.distributions import Bernoulli, Normal, kl_divergence
+
+from amnesia import CVAE, elbo_terms, one_hot
+
+
+def test_elbo_terms_are_the_definition(cvae):
+    cvae.double()
+    x, y = torch.rand(6, 784, dtype=torch.float64), one_hot(torch.arange(6)).double()
+    noise = torch.randn(6, 4, dtype=torch.float64)
+    mean, log_var = cvae.encode(x, y)
+    q = Normal(mean, (log_var / 2).exp())
+    p = Bernoulli(logits=cvae.decode(mean + q.scale * noise, y), validate_args=False)
+    reconstruction, kl = elbo_terms(cvae, x, y, noise)
+    torch.testing.assert_close(reconstruction, -p.log_prob(x).sum(1))
+    torch.testing.assert_close(kl, kl_divergence(q, Normal(0, 1)).sum(1))
+    assert (kl > 0).all()
+
+
+def test_the_encoder_can_be_shown_less_than_the_likelihood_scores(cvae):
+    x, y, noise = torch.rand(3, 784), one_hot(torch.arange(3)), torch.zeros(3, 4)
+    reconstruction, kl = elbo_terms(cvae, x, y, noise, seen=torch.zeros_like(x))
+    torch.testing.assert_close(kl, elbo_terms(cvae, torch.zeros_like(x), y, noise)[1])
+    logits = cvae.decode(cvae.encode(torch.zeros_like(x), y)[0], y)
+    torch.testing.assert_close(reconstruction, -Bernoulli(logits=logits, validate_args=False).log_prob(x).sum(1))
+
+
+def test_the_architecture_is_the_papers():
+    shapes = [tuple(p.shape) for p in CVAE().parameters() if p.ndim == 2]
+    assert shapes == [(512, 794), (256, 512), (16, 256), (256, 18), (512, 256), (784, 512)]
+
+
+def test_config_rebuilds_the_model(cvae):
+    rebuilt = CVAE(**cvae.config)
+    rebuilt.load_state_dict(cvae.state_dict())
+
+
+def test_generate_is_the_bernoulli_mean(cvae):
+    z, labels = torch.randn(5, 4), torch.tensor([0, 3, 3, 9, 1])
+    torch.testing.assert_close(cvae.generate(labels, z), torch.sigmoid(cvae.decode(z, one_hot(labels))))
+    assert not cvae.generate(labels).requires_grad

@@ -1,0 +1,143 @@
+"""The five notebooks, run in order by papermill in a workspace of their own with small budgets; judged by what they make."""
+
+import base64
+import io
+import json
+import shutil
+
+import imageio.v3 as imageio
+import nbformat
+import papermill
+import pytest
+import torch
+from conftest import REPOSITORY
+
+from amnesia import CVAE
+
+NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("0*.ipynb"))
+BUDGETS = {"01": {"steps": 600, "batch_size": 64}, "02": {"n_samples": 2000}, "03": {"steps": 150, "learning_rate": 5e-3},
+           "04": {"n_per_class": 50}, "05": {}}
+
+
+def run(notebook, workspace, cwd=REPOSITORY, **parameters):
+    """Executes a notebook and returns it; raises papermill's error if a cell does."""
+    output = workspace / "executed" / notebook.name
+    output.parent.mkdir(parents=True, exist_ok=True)
+    parameters = {"workspace": str(workspace), "device": "cpu", **parameters}
+    return papermill.execute_notebook(notebook, output, parameters, cwd=cwd, progress_bar=False)
+
+
+def text(notebook):
+    return "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
+
+
+def pictures(notebook):
+    """The bytes of every picture that a notebook shows."""
+    return [base64.b64decode(output["data"]["image/png"]) for cell in notebook.cells
+            for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory, digits):
+    """(workspace, {"01": executed notebook, …}); started from the repository's root and from notebooks/ in turn."""
+    workspace, executed = tmp_path_factory.mktemp("workspace"), {}
+    for i, notebook in enumerate(NOTEBOOKS):
+        cwd = REPOSITORY if i % 2 else REPOSITORY / "notebooks"
+        executed[notebook.stem[:2]] = run(notebook, workspace, cwd, **BUDGETS[notebook.stem[:2]])
+    return workspace, executed
+
+
+def load(series, name):
+    return torch.load(series[0] / "checkpoints" / name, weights_only=True)
+
+
+def test_01_learns_and_shows_it(series):
+    saved = load(series, "cvae.pt")
+    CVAE(**saved["config"]).load_state_dict(saved["state"])
+    history = saved["metrics"]
+    total = history["test_reconstruction"] + history["test_kl"]
+    assert total[0] > 190 and total[-1] < 140  # nats per image; 206.6 is the average image alone
+    moving = [picture for picture in pictures(series[1]["01"]) if picture.startswith(b"GIF8")]
+    assert len(moving) == 1 and len(imageio.imread(io.BytesIO(moving[0]), index=None)) > 20
+    assert (series[0] / "figures" / "cvae_training.gif").read_bytes() == moving[0]
+    assert len(pictures(series[1]["01"])) == 5
+
+
+def test_02_has_a_value_for_every_weight(series):
+    cvae, fim = load(series, "cvae.pt"), load(series, "fim-cvae.pt")
+    assert {k: v.shape for k, v in fim["state"].items()} == {k: v.shape for k, v in cvae["state"].items()}
+    assert all((value >= 0).all() for value in fim["state"].values())
+    assert "largest relative difference of any layer from the loop" in text(series[1]["02"])
+    assert len(pictures(series[1]["02"])) == 3
+
+
+def test_03_forgets_the_digit_only(series):
+    history = load(series, "amnesiac-0.pt")["metrics"]
+    before, after = history["frames"][[0, -1]].float()
+    assert after[0].std((1, 2)).mean() < 0.6 * before[0].std((1, 2)).mean()  # dissolving
+    assert (after[1:] - before[1:]).abs().mean() < 25
+    assert history["terms"]["forget"][-1] < 700 and (history["terms"]["protect"] >= 0).all()
+    assert sum(picture.startswith(b"GIF8") for picture in pictures(series[1]["03"])) == 1
+
+
+def test_04_twins_share_their_latents(series):
+    twins = load(series, "samples-0.pt")["state"]
+    assert {k: (v.dtype, tuple(v.shape)) for k, v in twins.items()} == dict.fromkeys(
+        ("original", "amnesiac"), (torch.uint8, (10, 50, 28, 28)))
+    difference = (twins["original"].int() - twins["amnesiac"].int()).abs().float().mean((1, 2, 3))
+    assert difference[0] > 2 * difference[1:].max()
+    assert (series[0] / "figures" / "comparison-0.png").stat().st_size > 10_000
+
+
+def test_05_scores_both_models_and_prints_the_chain(series):
+    result = json.loads((series[0] / "checkpoints" / "evaluation-0.json").read_text())
+    assert result["amnesiac"]["forgotten_probability"] < result["original"]["forgotten_probability"]
+    assert result["amnesiac"]["forgotten_elbo"] < result["original"]["forgotten_elbo"] - 50
+    assert result["original"]["kept_accuracy"] > 0.5
+    assert all(sum(row) == 50 for block in ("original", "amnesiac") for row in result[block]["confusion"])
+    assert {"real", "grey", "noise", "kept_frechet_floor"} <= result["reference"].keys()
+    lineage = {name: load(series, name)["lineage"] for name in ("fim-cvae.pt", "amnesiac-0.pt", "samples-0.pt")}
+    assert lineage["samples-0.pt"]["cvae.pt"] == lineage["fim-cvae.pt"]["cvae.pt"] == result["lineage"]["cvae.pt"]
+    assert result["lineage"]["cvae.pt"][:12] in text(series[1]["05"])
+
+
+def test_a_finished_stage_loads_and_shows_the_same(series):
+    again = run(NOTEBOOKS[2], series[0], **BUDGETS["03"])
+    assert "Already done with these settings" in text(again)
+    assert pictures(again) == pictures(series[1]["03"])
+
+
+@pytest.mark.parametrize(("number", "parameters", "message"), [
+    (2, {"forget": []}, "forget=[]"), (2, {"surrogate": 0}, "surrogate=0 is itself"), (1, {"n_samples": 0}, "n_samples=0"),
+    (0, {"dataset": "Omniglot"}, "dataset='Omniglot'")])
+def test_a_bad_parameter_stops_before_any_work(series, number, parameters, message):
+    before = {path: path.stat().st_mtime_ns for path in (series[0] / "checkpoints").iterdir()}
+    with pytest.raises(papermill.PapermillExecutionError) as error:
+        run(NOTEBOOKS[number], series[0], **{**BUDGETS[NOTEBOOKS[number].stem[:2]], **parameters})
+    assert message in error.value.evalue
+    assert before == {path: path.stat().st_mtime_ns for path in (series[0] / "checkpoints").iterdir()}
+
+
+def test_a_fim_of_another_model_is_refused(series, tmp_path):
+    """One's own CVAE beside the released FIM: the notebook names the stage to run."""
+    (tmp_path / "checkpoints").mkdir()
+    shutil.copy(series[0] / "checkpoints" / "cvae.pt", tmp_path / "checkpoints")
+    with pytest.raises(papermill.PapermillExecutionError) as error:
+        run(NOTEBOOKS[2], tmp_path, **BUDGETS["03"])
+    assert "fim-cvae.pt was not made from this" in error.value.evalue and "02_compute_fim" in error.value.evalue
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_is_committed_is_executed_clean_and_small(path):
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert not any(output.output_type == "error" for cell in code for output in cell.outputs)
+    assert "\r" not in text(notebook) and "widgets" not in notebook.metadata
+    assert path.stat().st_size < 1_500_000 and max(len(cell.source.splitlines()) for cell in code) <= 50
+
+
+def test_the_setup_cell_is_the_same_everywhere():
+    setups = {next(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.source.startswith("# Setup"))
+              for path in NOTEBOOKS}
+    assert len(setups) == 1

@@ -1,0 +1,134 @@
+"""fit(): the same bits again, cut off anywhere and resumed, and stopped when it diverges."""
+
+import pytest
+import torch
+
+from amnesia import CVAE, Stage, Workspace, elbo_terms, fit
+from amnesia import training as training_module
+from amnesia.training import Diverged, optimizer_for
+
+SETTINGS = {"steps": 60, "seed": 0}
+
+
+class Killed(BaseException):
+    """What kill -9 looks like from inside: nothing gets to clean up."""
+
+
+def run(digits, stage=None, die_at=None, schedule="one-cycle", rate=1e-3):
+    torch.manual_seed(0)
+    cvae, calls = CVAE(latent_dim=4, hidden=(32, 16)), 0
+    shown = torch.randn(20, 4, generator=torch.Generator().manual_seed(1))
+
+    def loss():
+        nonlocal calls
+        calls += 1
+        if calls == die_at:
+            raise Killed
+        reconstruction, kl = elbo_terms(cvae, *digits[0].batch(16))
+        return {"reconstruction": reconstruction.mean(), "kl": kl.mean()}
+
+    def snapshot():
+        return {"frames": cvae.generate(torch.arange(20) % 10, shown)}
+
+    history = fit(cvae, loss, steps=60, learning_rate=rate, schedule=schedule, snapshot=snapshot, moments=10, stage=stage)
+    return cvae.state_dict(), history
+
+
+def assert_identical(a, b):
+    assert a.keys() == b.keys()
+    for key in a:
+        if isinstance(a[key], dict):
+            assert_identical(a[key], b[key])
+        else:
+            assert torch.equal(a[key], b[key]), key
+
+
+@pytest.fixture
+def every_step(monkeypatch):
+    """Looks at the clock and saves at every step."""
+    ticks = iter(range(0, 10**9, 100))
+    monkeypatch.setattr(training_module.time, "perf_counter", lambda: next(ticks))
+
+
+def test_a_seed_gives_the_same_bits(digits):
+    for a, b in zip(run(digits), run(digits), strict=True):
+        assert_identical(a, b)
+
+
+@pytest.mark.parametrize("schedule", ["one-cycle", "constant"])
+@pytest.mark.parametrize("die_at", [2, 31, 60])
+def test_a_killed_run_resumes_bit_for_bit(digits, tmp_path, every_step, die_at, schedule):
+    whole = run(digits, schedule=schedule)
+    store = Workspace(tmp_path)
+    with pytest.raises(Killed):
+        run(digits, Stage(store, "cvae.pt", SETTINGS), die_at, schedule)
+    torch.randn(7)  # whatever else the next session draws
+    resumed = run(digits, Stage(store, "cvae.pt", SETTINGS), schedule=schedule)
+    for a, b in zip(whole, resumed, strict=True):
+        assert_identical(a, b)
+    assert len(resumed[1]["frames"]) == len(resumed[1]["moments"]) == 10
+
+
+def test_changed_settings_do_not_resume(digits, tmp_path, every_step, capsys):
+    store = Workspace(tmp_path)
+    with pytest.raises(Killed):
+        run(digits, Stage(store, "cvae.pt", SETTINGS), die_at=30)
+    _, history = run(digits, Stage(store, "cvae.pt", {**SETTINGS, "seed": 5}))
+    assert "seed=5 (was 0)" in capsys.readouterr().out
+    assert_identical(history, run(digits)[1])
+
+
+def test_a_damaged_unfinished_run_starts_anew(digits, tmp_path, every_step, capsys):
+    stage = Stage(Workspace(tmp_path), "cvae.pt", SETTINGS)
+    with pytest.raises(Killed):
+        run(digits, stage, die_at=30)
+    stage.unfinished.write_bytes(stage.unfinished.read_bytes()[:5000])
+    _, history = run(digits, stage)
+    assert "starting anew" in capsys.readouterr().out
+    assert_identical(history, run(digits)[1])
+
+
+def test_divergence_names_step_and_term_and_keeps_the_last_good_state(digits, tmp_path, every_step):
+    torch.manual_seed(0)
+    stage, calls = Stage(Workspace(tmp_path), "cvae.pt", SETTINGS), 0
+    model = torch.nn.Linear(1, 1)
+
+    def loss():
+        nonlocal calls
+        calls += 1
+        kl = model(torch.ones(1, 1)).square().mean()
+        return {"reconstruction": torch.ones((), requires_grad=True), "kl": kl * float("nan") if calls == 9 else kl}
+
+    with pytest.raises(Diverged, match=r"step 9: kl = nan"):
+        fit(model, loss, steps=60, learning_rate=1e-3, stage=stage)
+    saved = stage.load_progress()
+    assert saved.step == 8 and all(value.isfinite().all() for value in saved.state.values())
+
+
+def test_a_loss_that_runs_away_is_divergence(digits):
+    with pytest.raises(Diverged, match="learning_rate"):
+        run(digits, schedule="constant", rate=1e4)
+
+
+def test_constant_is_the_papers_adam(cvae):
+    optimizer, scheduler = optimizer_for(cvae, 10, 1e-4, "constant")
+    for _ in range(10):
+        assert optimizer.param_groups[0]["lr"] == 1e-4 and optimizer.param_groups[0]["betas"] == (0.9, 0.999)
+        optimizer.step()
+        scheduler.step()
+    with pytest.raises(ValueError, match="schedule='cosine'"):
+        optimizer_for(cvae, 10, 1e-4, "cosine")
+
+
+def test_saving_progress_takes_little_of_the_time(tmp_path):
+    """A full-size save must stay well below 2 % of the seconds between two saves."""
+    cvae, stage = CVAE(), Stage(Workspace(tmp_path), "cvae.pt", SETTINGS)
+    optimizer, _ = optimizer_for(cvae, 10, 1e-3, "one-cycle")
+    sum(p.sum() for p in cvae.parameters()).backward()
+    optimizer.step()
+    durations = []
+    for _ in range(5):
+        start = training_module.time.perf_counter()
+        stage.save_progress(state=cvae.state_dict(), optimizer=optimizer.state_dict())
+        durations.append(training_module.time.perf_counter() - start)
+    assert sorted(durations)[2] < 0.02 * training_module.SAVE_SECONDS
