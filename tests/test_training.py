@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from amnesia import CVAE, Stage, Workspace, elbo_terms, fit
+from amnesia import CVAE, Digits, Stage, Workspace, elbo_terms, fit
 from amnesia import training as training_module
 from amnesia.training import Diverged, optimizer_for
 
@@ -16,6 +16,7 @@ class Killed(BaseException):
 
 def run(digits, stage=None, die_at=None, schedule="one-cycle", rate=1e-3):
     torch.manual_seed(0)
+    train = Digits(digits[0].images[:100], digits[0].labels[:100])  # so few that the run sees several epochs
     cvae, calls = CVAE(latent_dim=4, hidden=(32, 16)), 0
     shown = torch.randn(20, 4, generator=torch.Generator().manual_seed(1))
 
@@ -24,13 +25,14 @@ def run(digits, stage=None, die_at=None, schedule="one-cycle", rate=1e-3):
         calls += 1
         if calls == die_at:
             raise Killed
-        reconstruction, kl = elbo_terms(cvae, *digits[0].batch(16))
+        reconstruction, kl = elbo_terms(cvae, *train.batch(16))
         return {"reconstruction": reconstruction.mean(), "kl": kl.mean()}
 
     def snapshot():
         return {"frames": cvae.generate(torch.arange(20) % 10, shown)}
 
-    history = fit(cvae, loss, steps=60, learning_rate=rate, schedule=schedule, snapshot=snapshot, moments=10, stage=stage)
+    history = fit(cvae, loss, steps=60, learning_rate=rate, schedule=schedule, data=train, snapshot=snapshot,
+                  moments=10, stage=stage)
     return cvae.state_dict(), history
 
 

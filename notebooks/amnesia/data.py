@@ -39,6 +39,7 @@ class Digits:
         if labels.shape != images.shape[:1] or not len(labels) or labels.min() < 0 or labels.max() >= CLASSES:
             raise ValueError(f"{name}: expected one label in 0..{CLASSES - 1} for each of {len(images)} images.")
         self.images, self.labels, self.name = images, labels.long(), name
+        self.order, self.position = None, 0
 
     def __len__(self):
         return len(self.images)
@@ -48,8 +49,20 @@ class Digits:
         return self.images[index].float() / 255, one_hot(self.labels[index])
 
     def batch(self, size):
-        """`size` random examples, drawn with replacement on the device: no epoch state to save or to resume."""
-        return self[torch.randint(len(self), (size,), device=self.images.device)]
+        """The next `size` examples in an endless shuffle: each example once an epoch, and a new order every epoch."""
+        if self.order is None or self.position + size > len(self):
+            self.order, self.position = torch.randperm(len(self), device=self.images.device), 0
+        index = self.order[self.position:self.position + size]
+        self.position += size
+        return self[index]
+
+    def state_dict(self):
+        """Where the shuffle stands, for a run that is to be resumed."""
+        return {"order": self.order, "position": self.position}
+
+    def load_state_dict(self, state):
+        """Goes on where state_dict() was taken."""
+        self.order, self.position = state["order"].to(self.images.device), state["position"]
 
     def only(self, labels):
         """The examples of these labels."""

@@ -33,8 +33,8 @@ def train_judge(store, train, seed=0, steps=7000, batch_size=128, learning_rate=
             x, y = train.batch(batch_size)
             return {"cross-entropy": F.cross_entropy(judge(jitter(x)), y)}
 
-        history = fit(judge, loss, steps=steps, learning_rate=learning_rate, weight_decay=weight_decay, stage=stage,
-                      title="judge")
+        history = fit(judge, loss, steps=steps, learning_rate=learning_rate, weight_decay=weight_decay, data=train,
+                      stage=stage, title="judge")
         stage.save(state=judge.state_dict(), config=judge.config, metrics=history)
     return stage.load().build(Classifier, device)
 

@@ -52,8 +52,8 @@ def gif(frames, titles, row_labels=range(10), seconds=0.2):
         figure.canvas.draw()
         pictures.append(np.asarray(figure.canvas.buffer_rgba())[..., :3].mean(2))
         plt.close(figure)
-    # 32 greys look the same here, and halve the file
-    pictures = [(np.round(picture / 255 * 31) * 255 / 31).astype(np.uint8) for picture in pictures]
+    # 24 greys look the same here, and halve the file
+    pictures = [(np.round(picture / 255 * 23) * 255 / 23).astype(np.uint8) for picture in pictures]
     milliseconds = [1000 * seconds] * (len(pictures) - 1) + [3000]
     return imageio.imwrite("<bytes>", np.stack(pictures), extension=".gif", duration=milliseconds, loop=0)
 

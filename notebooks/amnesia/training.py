@@ -36,11 +36,12 @@ def optimizer_for(model, steps, learning_rate, schedule, weight_decay=0.0):
                                  anneal_strategy="linear", cycle_momentum=False)
 
 
-def fit(model, loss, *, steps, learning_rate, schedule="one-cycle", weight_decay=0.0, snapshot=None, moments=30,
-        stage=None, title="fit"):
+def fit(model, loss, *, steps, learning_rate, schedule="one-cycle", weight_decay=0.0, data=None, snapshot=None,
+        moments=30, stage=None, title="fit"):
     """Minimises the sum of the terms that loss() returns, and leaves `model` in eval mode.
 
     loss: draws its own batch and returns a dict of named scalar terms, nats per image.
+    data: the Digits that loss() takes its batches from, if any, so that a resumed run takes the very next one.
     snapshot: returns a dict of tensors and draws nothing random; called at `moments` steps, denser at the start.
     stage: a Stage; the run saves its progress there every few seconds, and goes on from what is saved there.
     Returns {"terms": {name: (steps,)}, "moments": (moments,), and what snapshot returned, stacked}, on the CPU.
@@ -55,6 +56,8 @@ def fit(model, loss, *, steps, learning_rate, schedule="one-cycle", weight_decay
         model.load_state_dict(saved.state)
         optimizer.load_state_dict(saved.optimizer)
         scheduler.load_state_dict(saved.scheduler)
+        if data:
+            data.load_state_dict(saved.data)
         start, names, snapshots = saved.step, saved.names, saved.snapshots
         log = torch.zeros(steps, len(names), device=device)
         log[:start] = saved.log.to(device)
@@ -68,7 +71,8 @@ def fit(model, loss, *, steps, learning_rate, schedule="one-cycle", weight_decay
         if device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(device)
         stage.save_progress(state=model.state_dict(), optimizer=optimizer.state_dict(), scheduler=scheduler.state_dict(),
-                            step=step, names=names, log=log[:step].cpu(), snapshots=snapshots, rng=rng)
+                            data=data.state_dict() if data else None, step=step, names=names, log=log[:step].cpu(),
+                            snapshots=snapshots, rng=rng)
 
     model.train()
     seen, looked, saved_at = start, time.perf_counter(), time.perf_counter()

@@ -168,7 +168,8 @@ class Workspace:
             if saved.lineage.get(source.name) != source.digest:
                 raise WorkspaceError(f"{path} was not made from this {source.path}, but from another {source.name}. "
                                      f"{remedy(name)}")
-        print(f"Using {'the released ' if path == released else ''}{path}")
+        home = REPOSITORY if path == released else self.folder
+        print(f"Using {'the released file ' if path == released else ''}{path.relative_to(home)}")
         return saved
 
     def save_figure(self, name, content):
@@ -192,7 +193,7 @@ class Stage:
         self.identity = {"settings": settings, "lineage": {source.name: source.digest for source in inputs}}
         self.done = self.path.exists() and not overwrite and self._matches(Saved(self.path), "be made again")
         if self.done:
-            print(f"Already done with these settings: {self.path} (overwrite=True does it again)")
+            print(f"Already done with these settings: checkpoints/{name} (overwrite=True does it again)")
 
     def _matches(self, saved, consequence):
         changed = [f"{key}={new.get(key)!r} (was {old.get(key)!r})"

@@ -1,0 +1,42 @@
+"""README says what the released run's files say, and points at files that exist."""
+
+import json
+import re
+
+import nbformat
+import pytest
+from conftest import REPOSITORY
+from release import results_table, times_table
+
+RELEASED = REPOSITORY / "checkpoints" / "released"
+
+
+def test_tables_are_those_of_the_released_run():
+    readme = (REPOSITORY / "README.md").read_text()
+    assert results_table(json.loads((RELEASED / "evaluation-0.json").read_text())) in readme
+    assert times_table(json.loads((RELEASED / "times.json").read_text())) in readme
+
+
+def test_the_released_run_reaches_its_targets():
+    result = json.loads((RELEASED / "evaluation-0.json").read_text())
+    before, after, grey = result["original"], result["amnesiac"], result["reference"]["grey"]
+    assert before["forgotten_probability"] >= 0.90
+    assert abs(after["forgotten_probability"] - grey["forgotten_probability"]) <= 0.02
+    assert after["entropy"] >= 0.98 * grey["entropy"]
+    assert after["kept_accuracy"] >= before["kept_accuracy"] - 0.003
+    assert after["kept_accuracy_worst"] >= before["kept_accuracy_worst"] - 0.01
+    assert after["kept_elbo"] >= before["kept_elbo"] - 0.6
+    assert result["reference"]["real"]["kept_accuracy"] >= 0.995
+
+
+PAGES = ["README.md", *(f"notebooks/{path.name}" for path in (REPOSITORY / "notebooks").glob("*.ipynb"))]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    path = REPOSITORY / page
+    text = path.read_text()
+    if path.suffix == ".ipynb":
+        text = "\n".join(cell.source for cell in nbformat.reads(text, as_version=4).cells if cell.cell_type == "markdown")
+    for target in re.findall(r"\]\(([^)#]+)", text):
+        assert target.startswith("https://") or (path.parent / target).exists(), target
