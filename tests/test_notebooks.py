@@ -15,7 +15,7 @@ from conftest import REPOSITORY
 from amnesia import CVAE
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("0*.ipynb"))
-BUDGETS = {"01": {"steps": 600, "batch_size": 64}, "02": {"n_samples": 2000}, "03": {"steps": 150, "learning_rate": 5e-3},
+BUDGETS = {"01": {"steps": 600, "batch_size": 64}, "02": {"n_samples": 2000}, "03": {"steps": 500, "batch_size": 64},
            "04": {"n_per_class": 50}, "05": {}}
 
 
