@@ -1,7 +1,8 @@
 """Makes the released run: python benchmarks/release.py
 
 Runs the five notebooks as committed, in order, in an empty workspace; saves them executed, in place; copies what they
-made to checkpoints/released and figures/released; and writes README's tables from it. The judge is not retrained.
+made to checkpoints/released and figures/released; forgets each other digit as well, of which it keeps the evaluation;
+and writes README's tables from these files. The judge is not retrained.
 """
 
 import json
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import papermill
 from nbclient import NotebookClient
 from nbconvert.preprocessors.coalescestreams import CoalesceStreamsPreprocessor
 
@@ -61,6 +63,20 @@ def results_table(evaluation):
     return "\n".join([*table, "", note])
 
 
+def digits_table(evaluations):
+    """README's table of all ten digits, in markdown, from the contents of evaluation-<digit>.json."""
+    table = ["| forgotten | P before | P after − grey | H after / grey | kept accuracy | worst kept digit | kept ELBO |",
+             "|---|---|---|---|---|---|---|"]
+    for evaluation in evaluations:
+        before, after, grey = evaluation["original"], evaluation["amnesiac"], evaluation["reference"]["grey"]
+        accuracy, worst, elbo = (after[key] - before[key] for key in ("kept_accuracy", "kept_accuracy_worst", "kept_elbo"))
+        table.append(f"| {evaluation['settings']['forget'][0]} | {before['forgotten_probability']:.3f} "
+                     f"| {after['forgotten_probability'] - grey['forgotten_probability']:+.3f} "
+                     f"| {after['entropy'] / grey['entropy']:.3f} | {100 * accuracy:+.2f} points "
+                     f"| {100 * worst:+.1f} points | {elbo:+.2f} nats |")
+    return "\n".join(table)
+
+
 def times_table(times):
     """README's line of seconds per notebook, in markdown, from the content of times.json."""
     head = "| " + " | ".join([*times["seconds"], "all five"]) + " |"
@@ -69,12 +85,18 @@ def times_table(times):
     return "\n".join([head, "|" + "---|" * (len(times["seconds"]) + 1), row])
 
 
+def read(name):
+    """The content of a JSON file of the released run."""
+    return json.loads((REPOSITORY / "checkpoints" / "released" / name).read_text())
+
+
 def fill_readme():
     """Writes the tables between README's markers."""
-    released, path = REPOSITORY / "checkpoints" / "released", REPOSITORY / "README.md"
+    path = REPOSITORY / "README.md"
     readme = path.read_text()
-    for marker, table in (("results", results_table(json.loads((released / "evaluation-0.json").read_text()))),
-                          ("times", times_table(json.loads((released / "times.json").read_text())))):
+    digits = [read(f"evaluation-{digit}.json") for digit in range(10)]
+    for marker, table in (("results", results_table(digits[0])), ("digits", digits_table(digits)),
+                          ("times", times_table(read("times.json")))):
         begin, end = f"<!-- {marker}: written by benchmarks/release.py -->", f"<!-- end of {marker} -->"
         head, rest = readme.split(begin)
         readme = f"{head}{begin}\n{table}\n{end}{rest.split(end)[1]}"
@@ -90,4 +112,9 @@ if __name__ == "__main__":
     versions = json.loads((workspace / "checkpoints" / "evaluation-0.json").read_text())["versions"]
     times = json.dumps({"seconds": seconds, "versions": versions}, indent=1)
     (REPOSITORY / "checkpoints" / "released" / "times.json").write_text(times)
+    for digit in range(1, 10):
+        for path in NOTEBOOKS[2:]:
+            papermill.execute_notebook(path, workspace / path.name, {"forget": [digit]}, cwd=path.parent)
+        name = f"evaluation-{digit}.json"
+        shutil.copy(workspace / "checkpoints" / name, REPOSITORY / "checkpoints" / "released" / name)
     fill_readme()

@@ -107,9 +107,22 @@ def test_a_finished_stage_loads_and_shows_the_same(series):
     assert pictures(again) == pictures(series[1]["03"])
 
 
+def test_several_digits_another_label_as_surrogate_and_terms_switched_off(series):
+    """3 and 8 are to look like 7, with no spring and no replay: quick to learn, ruinous for the rest, and it runs."""
+    choices = {"forget": [8, 3], "surrogate": 7, "lam": 0.0, "gamma": 0.0, "steps": 100, "batch_size": 64}
+    run(NOTEBOOKS[2], series[0], **choices)
+    for notebook in NOTEBOOKS[3:]:
+        run(notebook, series[0], forget=[3, 8], **BUDGETS[notebook.stem[:2]])
+    terms = load(series, "amnesiac-3-8.pt")["metrics"]["terms"]
+    assert terms["remember"].abs().sum() == terms["protect"].abs().sum() == 0
+    assert terms["forget"][-10:].mean() < terms["forget"][:10].mean()
+    confusion = json.loads((series[0] / "checkpoints" / "evaluation-3-8.json").read_text())["amnesiac"]["confusion"]
+    assert confusion[3][7] + confusion[8][7] > 50  # of 100
+
+
 @pytest.mark.parametrize(("number", "parameters", "message"), [
     (2, {"forget": []}, "forget=[]"), (2, {"surrogate": 0}, "surrogate=0 is itself"), (1, {"n_samples": 0}, "n_samples=0"),
-    (0, {"dataset": "Omniglot"}, "dataset='Omniglot'")])
+    (0, {"dataset": "Omniglot"}, "dataset='Omniglot'"), (3, {"dataset": "Omniglot"}, "dataset='Omniglot'")])
 def test_a_bad_parameter_stops_before_any_work(series, number, parameters, message):
     before = {path: path.stat().st_mtime_ns for path in (series[0] / "checkpoints").iterdir()}
     with pytest.raises(papermill.PapermillExecutionError) as error:

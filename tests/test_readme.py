@@ -1,24 +1,22 @@
 """README says what the released run's files say, and points at files that exist."""
 
-import json
 import re
 
 import nbformat
 import pytest
 from conftest import REPOSITORY
-from release import results_table, times_table
-
-RELEASED = REPOSITORY / "checkpoints" / "released"
+from release import digits_table, read, results_table, times_table
 
 
 def test_tables_are_those_of_the_released_run():
     readme = (REPOSITORY / "README.md").read_text()
-    assert results_table(json.loads((RELEASED / "evaluation-0.json").read_text())) in readme
-    assert times_table(json.loads((RELEASED / "times.json").read_text())) in readme
+    assert results_table(read("evaluation-0.json")) in readme and times_table(read("times.json")) in readme
+    assert digits_table([read(f"evaluation-{digit}.json") for digit in range(10)]) in readme
 
 
-def test_the_released_run_reaches_its_targets():
-    result = json.loads((RELEASED / "evaluation-0.json").read_text())
+@pytest.mark.parametrize("digit", range(10))
+def test_the_released_run_reaches_its_targets(digit):
+    result = read(f"evaluation-{digit}.json")
     before, after, grey = result["original"], result["amnesiac"], result["reference"]["grey"]
     assert before["forgotten_probability"] >= 0.90
     assert abs(after["forgotten_probability"] - grey["forgotten_probability"]) <= 0.02

@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amnesia import CVAE, Classifier, Stage, Workspace, pick_device
+from amnesia import files as files_module
 from amnesia import workspace as workspace_module
-from amnesia.workspace import WorkspaceError, check_parameters
+from amnesia.files import WorkspaceError
+from amnesia.workspace import check_parameters
 
 SETTINGS = {"steps": 3, "seed": 0}
 
@@ -84,6 +86,12 @@ def test_a_stage_is_done_only_with_the_same_settings_and_inputs(store, capsys):
     assert not Stage(store, "fim-cvae.pt", SETTINGS, [other]).done
 
 
+def test_another_dataset_than_the_inputs_is_refused(store):
+    source = save(store, "cvae.pt", settings={**SETTINGS, "dataset": "MNIST"})
+    with pytest.raises(ValueError, match=r"dataset='Omniglot', but cvae\.pt was made with dataset='MNIST'"):
+        Stage(store, "fim-cvae.pt", {**SETTINGS, "dataset": "Omniglot"}, [source])
+
+
 def test_truncation_and_flipped_bytes_never_load_as_something_else(store):
     saved = save(store, "cvae.pt")
     good = saved.path.read_bytes()
@@ -110,7 +118,7 @@ def test_wrong_kind_wrong_name_and_future_format_are_refused(store, monkeypatch)
     torch.save({"model": {}}, store.checkpoints / "cvae.pt")
     with pytest.raises(WorkspaceError, match="not a file of this project"):
         store.load("cvae.pt")
-    monkeypatch.setattr(workspace_module, "FORMAT", 0)
+    monkeypatch.setattr(files_module, "FORMAT", 0)
     with pytest.raises(WorkspaceError, match="format 1, and this version reads format 0"):
         store.load("fim-cvae.pt")
 

@@ -14,6 +14,16 @@ class Diverged(RuntimeError):
     """The loss became NaN or infinite, or a hundred times what it was at the first step."""
 
 
+def pick_device(device="auto"):
+    """The torch.device for the parameter `device`: "auto" is a GPU if there is one. Raises ValueError if it is absent."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.zeros(1, device=device).device
+    except Exception as error:  # torch raises RuntimeError, AssertionError or NotImplementedError, by backend
+        raise ValueError(f"device={device!r}: not available here ({error}). Use \"auto\" or \"cpu\".") from error
+
+
 def progress(iterable=None, **options):
     """A tqdm bar in plain text, in a terminal and in a notebook alike: widgets would break the saved notebook."""
     return tqdm(iterable, file=sys.stdout, ncols=110, mininterval=1, **options)
@@ -74,12 +84,15 @@ def fit(model, loss, *, steps, learning_rate, schedule="one-cycle", weight_decay
                             data=data.state_dict() if data else None, step=step, names=names, log=log[:step].cpu(),
                             snapshots=snapshots, rng=rng)
 
+    def take_snapshot():
+        snapshots.append({key: value.cpu() for key, value in snapshot().items()})
+
     model.train()
     seen, looked, saved_at = start, time.perf_counter(), time.perf_counter()
     with progress(total=steps, initial=start, desc=title, unit="step") as bar:
         for step in range(start, steps):
             if step in at:
-                snapshots.append(snapshot())
+                take_snapshot()
             terms = loss()
             optimizer.zero_grad()
             sum(terms.values()).backward()
@@ -101,9 +114,9 @@ def fit(model, loss, *, steps, learning_rate, schedule="one-cycle", weight_decay
                 save_progress(step + 1)
                 saved_at = time.perf_counter()
     if snapshot:
-        snapshots.append(snapshot())
+        take_snapshot()
     model.eval()
-    stacked = {key: torch.stack([moment[key] for moment in snapshots]).cpu() for key in snapshots[0]} if snapshots else {}
+    stacked = {key: torch.stack([moment[key] for moment in snapshots]) for key in snapshots[0]} if snapshots else {}
     return {"terms": {name: log[:, i].cpu().clone() for i, name in enumerate(names)}, "moments": torch.tensor(at), **stacked}
 
 

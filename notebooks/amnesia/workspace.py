@@ -1,133 +1,36 @@
-"""Where files live, and how they are found, checked, saved and loaded.
+"""Where files live, and what a stage is: its settings, its inputs, whether it is done, how far an unfinished run got."""
 
-A checkpoint is a plain dict that torch.load(path, weights_only=True) opens: kind, name, format, state (tensors), config
-(rebuilds the object), settings (the parameters that made it), lineage (name and SHA-256 of each file that it was made
-from), metrics, versions. An evaluation is the same as JSON. Writing is all or nothing; reading trusts nothing.
-"""
-
-import hashlib
 import json
 import math
 import os
-import platform
 import tempfile
-import zipfile
 from numbers import Integral, Real
 from pathlib import Path
 
 import torch
 
-FORMAT = 1
+from .files import FORMAT, Saved, WorkspaceError, kind_of, remedy, versions, write_whole
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 DRIVE = Path("/content/drive/MyDrive")  # where Colab mounts Google Drive
-MADE_BY = {"cvae": "01_train_cvae", "fim": "02_compute_fim", "amnesiac": "03_forget", "samples": "04_sample",
-           "evaluation": "05_evaluate"}
-
-
-class WorkspaceError(RuntimeError):
-    """A file that is missing, damaged, not writable, or made from other files than those it is asked to go with."""
-
-
-def kind_of(name):
-    """What a file holds, by its name: 'fim-cvae.pt' holds a 'fim'."""
-    return name.split(".")[0].split("-")[0]
-
-
-def remedy(name):
-    """The sentence that says how to get a good file of this name."""
-    notebook = MADE_BY.get(kind_of(name))
-    return f"Run {notebook}.ipynb to make it." if notebook else "It belongs to the repository: `git checkout` brings it."
 
 
 def check_parameters(**parameters):
     """Raises ValueError, naming the parameter, unless counts are positive whole numbers and rates are in range."""
     for name, value in parameters.items():
-        whole = isinstance(value, Integral) and not isinstance(value, bool)
         real = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-        if name in ("steps", "batch_size", "latent_dim", "n_samples", "n_per_class") and not (whole and value > 0):
-            raise ValueError(f"{name}={value!r}: expected a whole number of at least 1.")
-        if name == "seed" and not (whole and 0 <= value < 2**63):
-            raise ValueError(f"seed={value!r}: expected a whole number of at least 0.")
-        if name == "learning_rate" and not (real and value > 0):
-            raise ValueError(f"learning_rate={value!r}: expected a number above 0.")
-        if name == "dropout" and not (real and 0 <= value < 1):
-            raise ValueError(f"dropout={value!r}: expected a number from 0 to below 1.")
-        if name in ("lam", "gamma", "weight_decay") and not (real and value >= 0):
-            raise ValueError(f"{name}={value!r}: expected a number of at least 0.")
-
-
-def pick_device(device="auto"):
-    """The torch.device for the parameter `device`: "auto" is a GPU if there is one. Raises ValueError if it is absent."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        return torch.zeros(1, device=device).device
-    except Exception as error:  # torch raises RuntimeError, AssertionError or NotImplementedError, by backend
-        raise ValueError(f"device={device!r}: not available here ({error}). Use \"auto\" or \"cpu\".") from error
-
-
-def versions():
-    """Versions and hardware, for the record in every file."""
-    cpu = f"{os.cpu_count()}-core {platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()})"
-    hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
-    return {"python": platform.python_version(), "torch": str(torch.__version__), "hardware": hardware}
-
-
-def write_whole(path, write):
-    """Has write(temporary path) make the file, then moves it to `path`, which is whole at every moment.
-
-    Raises WorkspaceError, with what was at `path` untouched, when the disk is full, read-only or gone.
-    """
-    temporary = None
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(handle)
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's 0o600 would shut out others who share the folder
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-        raise WorkspaceError(f"{path} could not be written ({error}). What was there before is untouched. Free some "
-                             "space, or choose another folder with the parameter `workspace`.") from error
-    finally:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-
-
-class Saved:
-    """A file that was read and checked. Its entries are attributes: saved.state, saved.settings, saved.metrics, …"""
-
-    def __init__(self, path):
-        self.path, self.name = path, path.name
-        try:
-            self.digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            content = json.loads(path.read_text()) if path.suffix == ".json" else self._read_tensors()
-            form, name, _, _ = (content[key] for key in ("format", "name", "settings", "lineage"))
-        except Exception as error:  # zip, pickle and JSON break in a dozen ways, and all of them mean this
-            raise WorkspaceError(f"{path} is damaged, or not a file of this project ({error}). Delete it. "
-                                 f"{remedy(self.name)}") from error
-        if form != FORMAT:
-            raise WorkspaceError(f"{path} has format {form}, and this version reads format {FORMAT}: update the "
-                                 f"project, or delete the file. {remedy(self.name)}")
-        if name != self.name:
-            raise WorkspaceError(f"{path} holds what was saved as {name}. Delete or rename it. {remedy(self.name)}")
-        self.__dict__.update(content)
-
-    def _read_tensors(self):
-        with zipfile.ZipFile(self.path) as archive:  # torch.load itself does not look at the checksums
-            if broken := archive.testzip():
-                raise ValueError(f"wrong checksum of {broken}")
-        return torch.load(self.path, map_location="cpu", weights_only=True)
-
-    def build(self, cls, device):
-        """The object that was saved: cls(**config) with its state, on `device`, in eval mode."""
-        try:
-            built = cls(**self.config)
-            built.load_state_dict(self.state)
-        except (AttributeError, TypeError, RuntimeError) as error:
-            raise WorkspaceError(f"{self.path} does not hold a {cls.__name__} ({error}).") from error
-        return built.to(device).eval()
+        whole = real and isinstance(value, Integral)
+        count = (whole and value > 0, "a whole number of at least 1")
+        weight = (real and value >= 0, "a number of at least 0")
+        good, wanted = {
+            "steps": count, "batch_size": count, "latent_dim": count, "n_samples": count, "n_per_class": count,
+            "lam": weight, "gamma": weight, "weight_decay": weight,
+            "learning_rate": (real and value > 0, "a number above 0"),
+            "dropout": (real and 0 <= value < 1, "a number from 0 to below 1"),
+            "seed": (whole and 0 <= value < 2**63, "a whole number of at least 0"),
+        }.get(name, (True, ""))
+        if not good:
+            raise ValueError(f"{name}={value!r}: expected {wanted}.")
 
 
 class Workspace:
@@ -188,6 +91,11 @@ class Stage:
 
     def __init__(self, workspace, name, settings, inputs=(), overwrite=False):
         check_parameters(**settings)
+        for source in inputs:
+            known = getattr(source, "settings", {}).get("dataset")
+            if known and known != settings.get("dataset"):
+                raise ValueError(f"dataset={settings.get('dataset')!r}, but {source.name} was made with dataset={known!r}: "
+                                 "choose that one, or run 01_train_cvae.ipynb with the other first.")
         self.path = workspace.checkpoints / name
         self.unfinished = self.path.with_name(f"{self.path.stem}.unfinished.pt")
         self.identity = {"settings": settings, "lineage": {source.name: source.digest for source in inputs}}
