@@ -1,6 +1,6 @@
 """Digits as uint8 tensors on the device, and where they come from.
 
-Everything fits in memory (47 MB), so there is no DataLoader: a batch is one random index into a tensor.
+Everything fits in memory (47 MB), so there is no DataLoader: a batch is one index, from a shuffle, into a tensor.
 """
 
 import hashlib

@@ -11,7 +11,7 @@ SAVE_SECONDS = 8  # a killed run loses at most this and the second between two l
 
 
 class Diverged(RuntimeError):
-    """The loss became NaN or infinite, or a hundred times what it was at the first step."""
+    """The loss became NaN or infinite, or ran away: 10,000 nats above a hundred times what it was at the first step."""
 
 
 def pick_device(device="auto"):
