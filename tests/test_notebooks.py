@@ -4,10 +4,13 @@ import base64
 import io
 import json
 import shutil
+import subprocess
+import time
 
 import imageio.v3 as imageio
 import nbformat
 import papermill
+import psutil
 import pytest
 import torch
 from conftest import REPOSITORY
@@ -105,6 +108,28 @@ def test_a_finished_stage_loads_and_shows_the_same(series):
     again = run(NOTEBOOKS[2], series[0], **BUDGETS["03"])
     assert "Already done with these settings" in text(again)
     assert pictures(again) == pictures(series[1]["03"])
+
+
+def test_a_notebook_killed_in_the_middle_goes_on_and_ends_with_the_same_bytes(tmp_path, digits):
+    """kill -9 to papermill and its kernel once progress is on disk; the run that follows equals one never cut off."""
+    budget = {"steps": 4000, "batch_size": 64}
+    parameters = {"workspace": str(tmp_path / "cut"), "device": "cpu", **budget}
+    command = ["papermill", "-y", json.dumps(parameters), NOTEBOOKS[0], tmp_path / "cut.ipynb"]
+    victim = psutil.Process(subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL).pid)
+    unfinished = tmp_path / "cut" / "checkpoints" / "cvae.unfinished.pt"
+    while not unfinished.exists():
+        assert victim.status() != psutil.STATUS_ZOMBIE, "the notebook ended before any progress was saved"
+        time.sleep(0.1)
+    for process in [*victim.children(recursive=True), victim]:
+        process.kill()
+    victim.wait()
+    assert not (tmp_path / "cut" / "checkpoints" / "cvae.pt").exists()
+
+    again = run(NOTEBOOKS[0], tmp_path / "cut", **budget)
+    assert "Going on from step" in text(again) and not unfinished.exists()
+    run(NOTEBOOKS[0], tmp_path / "whole", **budget)
+    for file in ("checkpoints/cvae.pt", "figures/cvae_training.gif"):
+        assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
 def test_several_digits_another_label_as_surrogate_and_terms_switched_off(series):

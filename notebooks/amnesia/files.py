@@ -64,6 +64,23 @@ def write_whole(path, write):
             Path(temporary).unlink(missing_ok=True)
 
 
+def save_tensors(content, path):
+    """torch.save, through an open file: given a path, it would write the temporary name into the file, and the same run
+    made twice would not give the same bytes."""
+    with open(path, "wb") as file:
+        torch.save(content, file)
+
+
+def checksum(content):
+    """SHA-256 of plain values, as JSON writes them."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def save_json(content, path):
+    """JSON with a checksum of its own: without one, a figure with a flipped digit would still be a figure."""
+    path.write_text(json.dumps({**content, "sha256": checksum(content)}, indent=1))
+
+
 class Saved:
     """A file that was read and checked. Its entries are attributes: saved.state, saved.settings, saved.metrics, …"""
 
@@ -71,7 +88,7 @@ class Saved:
         self.path, self.name = path, path.name
         try:
             self.digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            content = json.loads(path.read_text()) if path.suffix == ".json" else self._read_tensors()
+            content = self._read_json() if path.suffix == ".json" else self._read_tensors()
             form, name, _, _ = (content[key] for key in ("format", "name", "settings", "lineage"))
         except Exception as error:  # zip, pickle and JSON break in a dozen ways, and all of them mean this
             raise WorkspaceError(f"{path} is damaged, or not a file of this project ({error}). Delete it. "
@@ -82,6 +99,12 @@ class Saved:
         if name != self.name:
             raise WorkspaceError(f"{path} holds what was saved as {name}. Delete or rename it. {remedy(self.name)}")
         self.__dict__.update(content)
+
+    def _read_json(self):
+        content = json.loads(self.path.read_text())
+        if content.pop("sha256") != checksum(content):
+            raise ValueError("wrong checksum")
+        return content
 
     def _read_tensors(self):
         with zipfile.ZipFile(self.path) as archive:  # torch.load itself does not look at the checksums

