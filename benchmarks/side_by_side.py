@@ -22,6 +22,8 @@ RELEASED = REPOSITORY / "checkpoints" / "released"
 RESULT = REPOSITORY / "benchmarks" / "side_by_side.json"
 sys.path.insert(0, str(REPOSITORY / "notebooks"))
 
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "benchmarks" / "README.md"]
+BEGIN, END = "<!-- side by side: written by benchmarks/side_by_side.py -->", "<!-- end of side by side -->"
 ENOUGH = 7500  # steps of 01 that bring the test -ELBO below the reference's 96.65 nats
 
 
@@ -303,6 +305,9 @@ def main():
         print(stage, {side: [round(run["seconds"], 2) for run in runs] for side, runs in sides.items()}, flush=True)
     if not options.quick:
         RESULT.write_text(json.dumps(result, indent=1))
+        for page in PAGES:
+            head, rest = page.read_text().split(BEGIN)
+            page.write_text(f"{head}{BEGIN}\n{table(result)}\n{END}{rest.split(END)[1]}")
     print(table(result))
 
 

@@ -1,17 +1,27 @@
 """README says what the released run's files say, and points at files that exist."""
 
+import json
 import re
 
 import nbformat
 import pytest
 from conftest import REPOSITORY
 from release import digits_table, read, results_table, times_table
+from side_by_side import PAGES as BENCHMARK_PAGES
+from side_by_side import RESULT, table
 
 
 def test_tables_are_those_of_the_released_run():
     readme = (REPOSITORY / "README.md").read_text()
     assert results_table(read("evaluation-0.json")) in readme and times_table(read("times.json")) in readme
     assert digits_table([read(f"evaluation-{digit}.json") for digit in range(10)]) in readme
+
+
+@pytest.mark.parametrize("page", BENCHMARK_PAGES, ids=lambda page: page.parent.name)
+def test_the_comparison_is_that_of_its_file(page):
+    result = json.loads(RESULT.read_text())
+    assert table(result) in page.read_text()
+    assert result["stages"]["01 to a test −ELBO of 96.65"]["ours"][0]["quality"]["test −ELBO"] <= 96.65  # really reached
 
 
 @pytest.mark.parametrize("digit", range(10))
