@@ -163,6 +163,24 @@ def test_a_full_disk_leaves_the_old_file_whole(store):
     assert [path.name for path in store.checkpoints.iterdir()] == ["cvae.pt"]  # no litter
 
 
+def test_a_folder_that_vanishes_is_named_and_comes_back(store):
+    """As a Drive that is unmounted under a running notebook."""
+    saved = save(store, "cvae.pt")
+    away = store.checkpoints.rename(store.checkpoints.with_name("away"))
+    with pytest.raises(WorkspaceError, match=r"cvae\.pt could not be written.*What was there before is untouched"):
+        save(store, "cvae.pt")
+    away.rename(store.checkpoints)
+    assert store.load("cvae.pt").digest == saved.digest
+
+
+def test_the_same_content_gives_the_same_bytes_and_an_edited_figure_is_refused(store):
+    assert save(store, "cvae.pt").digest == save(store, "cvae.pt").digest
+    path = save(store, "evaluation-0.json", original={"entropy": 0.1}).path
+    path.write_text(path.read_text().replace("0.1", "0.9"))
+    with pytest.raises(WorkspaceError, match="wrong checksum"):
+        store.load("evaluation-0.json")
+
+
 def test_an_unwritable_workspace_is_refused_at_once(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(WorkspaceError, match=r"workspace='.*file/inside' can't be written"):
