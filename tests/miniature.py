@@ -30,7 +30,7 @@ def series(folder, seed=0, only=FILES, overwrite=False):
         torch.manual_seed(seed)
         inputs = [] if name == "cvae.pt" else [store.load("cvae.pt")]
         for source in FILES[1:FILES.index(name)]:
-            inputs.append(store.load(source, made_from=inputs if source != "samples-0.pt" else [inputs[0], inputs[2]]))
+            inputs.append(store.load(source, made_from=inputs))
         stage = Stage(store, name, settings, inputs or [DIGITS], overwrite)
         if not stage.done:
             STAGES[name](stage, *(source.build(CVAE, "cpu") if source.name in ("cvae.pt", "amnesiac-0.pt") else source

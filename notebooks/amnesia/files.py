@@ -6,6 +6,7 @@ from), metrics, versions. An evaluation is the same as JSON.
 """
 
 import hashlib
+import io
 import json
 import os
 import platform
@@ -43,16 +44,16 @@ def versions():
 
 
 def write_whole(path, write):
-    """Has write(temporary path) make the file, then moves it to `path`, which is whole at every moment.
+    """Has write(file) fill a binary file beside `path`, then moves it there, so that `path` is whole at every moment.
 
     Raises WorkspaceError, with what was at `path` untouched, when the disk is full, read-only or gone.
     """
     temporary = None
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(handle)
-        write(temporary)
-        with open(temporary, "rb+") as file:
+        with open(handle, "wb") as file:
+            write(file)
+            file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp's 0o600 would shut out others who share the folder
         os.replace(temporary, path)
@@ -64,21 +65,31 @@ def write_whole(path, write):
             Path(temporary).unlink(missing_ok=True)
 
 
-def save_tensors(content, path):
-    """torch.save, through an open file: given a path, it would write the temporary name into the file, and the same run
-    made twice would not give the same bytes."""
-    with open(path, "wb") as file:
-        torch.save(content, file)
-
-
 def checksum(content):
     """SHA-256 of plain values, as JSON writes them."""
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def save_json(content, path):
+def save_json(content, file):
     """JSON with a checksum of its own: without one, a figure with a flipped digit would still be a figure."""
-    path.write_text(json.dumps({**content, "sha256": checksum(content)}, indent=1))
+    file.write(json.dumps({**content, "sha256": checksum(content)}, indent=1).encode())
+
+
+def read_json(content):
+    """The dict that save_json wrote. Raises ValueError if it was altered."""
+    content = json.loads(content)
+    if content.pop("sha256") != checksum(content):
+        raise ValueError("wrong checksum")
+    return content
+
+
+def read_tensors(file):
+    """The dict that torch.save wrote, unpickling nothing. Raises ValueError if it was altered."""
+    with zipfile.ZipFile(file) as archive:  # torch.load itself does not look at the checksums
+        if broken := archive.testzip():
+            raise ValueError(f"wrong checksum of {broken}")
+    file.seek(0)
+    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 class Saved:
@@ -87,8 +98,9 @@ class Saved:
     def __init__(self, path):
         self.path, self.name = path, path.name
         try:
-            self.digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            content = self._read_json() if path.suffix == ".json" else self._read_tensors()
+            content = path.read_bytes()  # once: another run may replace the file at any moment
+            self.digest = hashlib.sha256(content).hexdigest()
+            content = read_json(content) if path.suffix == ".json" else read_tensors(io.BytesIO(content))
             form, name, _, _ = (content[key] for key in ("format", "name", "settings", "lineage"))
         except Exception as error:  # zip, pickle and JSON break in a dozen ways, and all of them mean this
             raise WorkspaceError(f"{path} is damaged, or not a file of this project ({error}). Delete it. "
@@ -99,18 +111,6 @@ class Saved:
         if name != self.name:
             raise WorkspaceError(f"{path} holds what was saved as {name}. Delete or rename it. {remedy(self.name)}")
         self.__dict__.update(content)
-
-    def _read_json(self):
-        content = json.loads(self.path.read_text())
-        if content.pop("sha256") != checksum(content):
-            raise ValueError("wrong checksum")
-        return content
-
-    def _read_tensors(self):
-        with zipfile.ZipFile(self.path) as archive:  # torch.load itself does not look at the checksums
-            if broken := archive.testzip():
-                raise ValueError(f"wrong checksum of {broken}")
-        return torch.load(self.path, map_location="cpu", weights_only=True)
 
     def build(self, cls, device):
         """The object that was saved: cls(**config) with its state, on `device`, in eval mode."""

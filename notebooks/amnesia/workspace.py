@@ -6,7 +6,9 @@ import tempfile
 from numbers import Integral, Real
 from pathlib import Path
 
-from .files import FORMAT, Saved, WorkspaceError, kind_of, remedy, save_json, save_tensors, versions, write_whole
+import torch
+
+from .files import FORMAT, Saved, WorkspaceError, kind_of, remedy, save_json, versions, write_whole
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DRIVE = Path("/content/drive/MyDrive")  # where Colab mounts Google Drive
@@ -74,7 +76,7 @@ class Workspace:
 
     def save_figure(self, name, content):
         """Writes the bytes of a picture to <folder>/figures and returns its path."""
-        write_whole(self.figures / name, lambda temporary: Path(temporary).write_bytes(content))
+        write_whole(self.figures / name, lambda file: file.write(content))
         return self.figures / name
 
 
@@ -111,8 +113,8 @@ class Stage:
     def _write(self, path, content):
         content = {"kind": kind_of(path.name), "name": path.name, "format": FORMAT, **self.identity, **content,
                    "versions": versions()}
-        save = save_json if path.suffix == ".json" else save_tensors
-        write_whole(path, lambda temporary: save(content, Path(temporary)))
+        save = save_json if path.suffix == ".json" else torch.save
+        write_whole(path, lambda file: save(content, file))
 
     def save(self, **content):
         """Saves the finished stage: state, config and metrics for a .pt file, any plain values for a .json."""
