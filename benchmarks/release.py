@@ -90,17 +90,19 @@ def read(name):
     return json.loads((REPOSITORY / "checkpoints" / "released" / name).read_text())
 
 
+def fill(page, marker, table, script="release"):
+    """Writes a table between the markers of a markdown page."""
+    begin, end = f"<!-- {marker}: written by benchmarks/{script}.py -->", f"<!-- end of {marker} -->"
+    head, rest = page.read_text().split(begin)
+    page.write_text(f"{head}{begin}\n{table}\n{end}{rest.split(end)[1]}")
+
+
 def fill_readme():
-    """Writes the tables between README's markers."""
-    path = REPOSITORY / "README.md"
-    readme = path.read_text()
+    """Writes the released run's tables into README."""
     digits = [read(f"evaluation-{digit}.json") for digit in range(10)]
     for marker, table in (("results", results_table(digits[0])), ("digits", digits_table(digits)),
                           ("times", times_table(read("times.json")))):
-        begin, end = f"<!-- {marker}: written by benchmarks/release.py -->", f"<!-- end of {marker} -->"
-        head, rest = readme.split(begin)
-        readme = f"{head}{begin}\n{table}\n{end}{rest.split(end)[1]}"
-    path.write_text(readme)
+        fill(REPOSITORY / "README.md", marker, table)
 
 
 if __name__ == "__main__":

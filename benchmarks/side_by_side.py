@@ -23,7 +23,6 @@ RESULT = REPOSITORY / "benchmarks" / "side_by_side.json"
 sys.path.insert(0, str(REPOSITORY / "notebooks"))
 
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "benchmarks" / "README.md"]
-BEGIN, END = "<!-- side by side: written by benchmarks/side_by_side.py -->", "<!-- end of side by side -->"
 ENOUGH = 7500  # steps of 01 that bring the test -ELBO below the reference's 96.65 nats
 
 
@@ -53,14 +52,25 @@ def loader():
     return DataLoader(datasets.MNIST(folder, transform=transforms.ToTensor()), batch_size=256, shuffle=True)
 
 
-def reference_train(part):
-    """`part` steps of 100,000: DataLoader, sigmoid, binary cross-entropy, Adam at 1e-4."""
+def reference_negative_elbo(cvae, x, y):
+    """Summed over the batch, from pixel probabilities, as in the paper's code."""
     import torch
     import torch.nn.functional as F
 
+    mean, log_var = cvae.encode(x, y)
+    z = mean + (log_var / 2).exp() * torch.randn_like(mean)
+    reconstruction = F.binary_cross_entropy(cvae.decode(z, y).sigmoid(), x, reduction="sum")
+    return reconstruction - 0.5 * (1 + log_var - mean.square() - log_var.exp()).sum()
+
+
+def reference_train(part):
+    """`part` steps of 100,000: DataLoader, sigmoid, binary cross-entropy, Adam at 1e-4."""
+    import torch
+
     from amnesia import CVAE, one_hot
 
-    cvae, batches = CVAE().to(device()), iter(loader())
+    cvae, data = CVAE().to(device()), loader()
+    batches = iter(data)
     optimizer = torch.optim.Adam(cvae.parameters(), 1e-4)
     for step in range(part + 10):
         if step == 10:  # warm
@@ -69,15 +79,11 @@ def reference_train(part):
         try:
             x, labels = next(batches)
         except StopIteration:
-            batches = iter(loader())
+            batches = iter(data)
             x, labels = next(batches)
         x, y = x.view(-1, 784).to(device()), one_hot(labels).to(device())
-        mean, log_var = cvae.encode(x, y)
-        z = mean + (log_var / 2).exp() * torch.randn_like(mean)
-        reconstruction = F.binary_cross_entropy(cvae.decode(z, y).sigmoid(), x, reduction="sum")
-        kl = -0.5 * (1 + log_var - mean.square() - log_var.exp()).sum()
         optimizer.zero_grad()
-        ((reconstruction + kl) / len(x)).backward()
+        (reference_negative_elbo(cvae, x, y) / len(x)).backward()
         optimizer.step()
     sync()
     return {"seconds": (time.perf_counter() - begin) * 100_000 / part, "measured": f"{part:,} of 100,000 steps"}
@@ -108,7 +114,6 @@ def reference_fisher(part):
 def reference_forget(part):
     """`part` steps of 10,000: 256 images of noise, 256 replayed, the penalty in a loop over the parameters, Adam at 1e-4."""
     import torch
-    import torch.nn.functional as F
 
     from amnesia import CVAE, one_hot
     from amnesia.files import Saved
@@ -117,20 +122,13 @@ def reference_forget(part):
     fim = {name: f.to(device()) for name, f in Saved(RELEASED / "fim-cvae.pt").state.items()}
     optimizer = torch.optim.Adam(cvae.parameters(), 1e-4)
 
-    def negative_elbo(x, labels):
-        mean, log_var = cvae.encode(x, one_hot(labels))
-        z = mean + (log_var / 2).exp() * torch.randn_like(mean)
-        rebuilt = cvae.decode(z, one_hot(labels)).sigmoid()
-        return (F.binary_cross_entropy(rebuilt, x, reduction="sum")
-                - 0.5 * (1 + log_var - mean.square() - log_var.exp()).sum())
-
     for step in range(part + 10):
         if step == 10:
             sync()
             begin = time.perf_counter()
         kept = torch.randint(1, 10, (256,), device=device())
-        loss = negative_elbo(torch.rand(256, 784, device=device()), torch.zeros_like(kept))
-        loss = loss + negative_elbo(original.generate(kept), kept)
+        loss = reference_negative_elbo(cvae, torch.rand(256, 784, device=device()), one_hot(torch.zeros_like(kept)))
+        loss = loss + reference_negative_elbo(cvae, original.generate(kept), one_hot(kept))
         old = dict(original.named_parameters())
         for name, p in cvae.named_parameters():
             loss = loss + 100 * (fim[name] * (p - old[name].detach()).square()).sum()
@@ -147,7 +145,7 @@ def notebook(number, workspace, **parameters):
     import nbformat
 
     matplotlib.use("Agg")
-    namespace, seconds = {"display": print}, {}
+    namespace, seconds = {}, {}
     path = next((REPOSITORY / "notebooks").glob(f"{number}_*.ipynb"))
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type != "code" or cell.source.startswith("# Setup"):
@@ -161,14 +159,19 @@ def notebook(number, workspace, **parameters):
     return namespace, seconds
 
 
+def memory():
+    """This process's peak so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def of_the_cell(seconds, text):
     """The seconds of the one cell that holds `text`."""
     return next(value for source, value in seconds.items() if text in source)
 
 
-def ours_train(workspace, steps=ENOUGH):
-    names, seconds = notebook("01", workspace, steps=steps)
-    return {"seconds": of_the_cell(seconds, "fit("), "measured": f"to the end, {steps:,} steps",
+def ours_train(workspace):
+    names, seconds = notebook("01", workspace, steps=ENOUGH)
+    return {"seconds": of_the_cell(seconds, "fit("), "measured": f"to the end, {ENOUGH:,} steps",
             "quality": {"test −ELBO": names["values"].mean().item()}}
 
 
@@ -179,7 +182,14 @@ def ours_fisher(workspace):
 
 def ours_forget(workspace):
     names, seconds = notebook("03", workspace)
-    return {"seconds": of_the_cell(seconds, "fit("), "measured": f"to the end, {names['steps']:,} steps"}
+    peak = memory()
+    notebook("04", workspace)
+    result = notebook("05", workspace)[0]["result"]
+    before, after, grey = result.original, result.amnesiac, result.reference["grey"]
+    quality = {"P − grey": after["forgotten_probability"] - grey["forgotten_probability"],
+               "H / grey": after["entropy"] / grey["entropy"], "kept ELBO": after["kept_elbo"] - before["kept_elbo"]}
+    return {"seconds": of_the_cell(seconds, "fit("), "measured": f"to the end, {names['steps']:,} steps",
+            "quality": quality, "memory_mb": peak}
 
 
 def ours_evaluate(workspace):
@@ -190,7 +200,7 @@ def ours_evaluate(workspace):
 
 
 def ours_arithmetic(_):
-    """What the matrix products of one training step cost alone, over what the step costs, in 01's own loss."""
+    """What the matrix products alone cost, over what a training step like 01's costs, on random images."""
     import torch
 
     from amnesia import CVAE, Digits, elbo_terms
@@ -252,7 +262,7 @@ def one(name, argument):
     """The child's side of measure()."""
     with open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):
         result = WORK[name](int(argument) if argument.isdigit() else Path(argument))
-    print(json.dumps(result | {"memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+    print(json.dumps({"memory_mb": memory()} | result))
 
 
 def table(result):
@@ -290,6 +300,8 @@ def main():
     options = parser.parse_args()
     if options.one:
         return one(*options.one)
+    from release import fill
+
     from amnesia.files import versions
 
     repeats, parts = (1, (100, 300, 60)) if options.quick else (3, (600, 2000, 200))
@@ -306,8 +318,7 @@ def main():
     if not options.quick:
         RESULT.write_text(json.dumps(result, indent=1))
         for page in PAGES:
-            head, rest = page.read_text().split(BEGIN)
-            page.write_text(f"{head}{BEGIN}\n{table(result)}\n{END}{rest.split(END)[1]}")
+            fill(page, "side by side", table(result), "side_by_side")
     print(table(result))
 
 
