@@ -1,8 +1,12 @@
-"""The machinery behind the notebooks, a room a file: data, models, fisher, training, files, workspace, evaluation,
-figures."""
+"""The machinery behind the notebooks, a room a file.
 
+What the five notebooks use is imported here. The studies import their own rooms: forgetting, baselines, studies, sweep,
+tables.
+"""
+
+from .bounds import elbo
 from .data import Digits, check_surrogate, forget_set, load_digits, one_hot
-from .evaluation import ask, elbo, entropy, grey_reference, model_metrics, reference_metrics, train_judge
+from .evaluation import ask, entropy, grey_reference, model_metrics, reference_metrics, train_judge
 from .figures import gif, png, show, show_tile, tile
 from .fisher import diagonal_fisher, squared_gradients
 from .models import CVAE, Classifier, elbo_terms

@@ -9,8 +9,9 @@ import math
 import torch
 import torch.nn.functional as F
 
+from .bounds import elbo
 from .data import CLASSES, PIXELS
-from .models import Classifier, elbo_terms
+from .models import Classifier
 from .training import fit
 from .workspace import Stage
 
@@ -60,18 +61,6 @@ def ask(judge, images, batch_size=500):
     return torch.cat(probabilities).cpu(), torch.cat(features).cpu()
 
 
-@torch.no_grad()
-def elbo(cvae, digits, seed=0, batch_size=1000):
-    """The ELBO of each image of `digits`, (N,) nats on the CPU, with one z an image: the same noise for every model."""
-    generator = torch.Generator().manual_seed(seed)
-    values = []
-    for index in torch.arange(len(digits), device=digits.images.device).split(batch_size):
-        noise = torch.randn(len(index), cvae.latent_dim, generator=generator).to(index.device)
-        reconstruction, kl = elbo_terms(cvae, *digits[index], noise)
-        values.append(-(reconstruction + kl).cpu())
-    return torch.cat(values)
-
-
 def frechet(a, b):
     """Frechet distance between Gaussians fitted to two sets of features, (N, D) and (M, D), in float64."""
     a, b = a.double(), b.double()
@@ -89,6 +78,16 @@ def frechet_interval(a, b, resamples=40):
     draws = [frechet(a[torch.randint(len(a), (len(a),), generator=generator)], b) for _ in range(resamples)]
     value, spread = frechet(a, b), Z95 * torch.tensor(draws).std().item()
     return value, [value - spread, value + spread]
+
+
+def precision_recall(samples, real, k=3):
+    """(precision, recall) of features (N, D) against real ones (M, D): the share of each set that lies within the other's
+    k-nearest-neighbour balls (Kynkaanniemi et al. 2019). Low recall is mode collapse, low precision is unreal samples."""
+    def share_inside(points, others):
+        radii = torch.cdist(others, others).kthvalue(k + 1, 1).values   # + 1: each point is its own nearest neighbour
+        return (torch.cdist(points, others) <= radii).any(1).float().mean().item()
+
+    return share_inside(samples, real), share_inside(real, samples)
 
 
 def mean_interval(values):

@@ -39,18 +39,19 @@ def squared_gradients(cvae, x, y, noise):
     return squares
 
 
-def diagonal_fisher(cvae, n_samples, batch_size=500, progress=iter):
+def diagonal_fisher(cvae, n_samples, batch_size=500, progress=iter, labels=None):
     """F_i = E[(dELBO/dtheta_i)^2] over images that the model itself generates (the paper's Section 3.1 and its code).
 
-    z is drawn from the prior and the label uniformly from all ten; one more z, from q, estimates each image's ELBO.
-    Returns a dict of tensors with the names and shapes of the model's parameters. Memory does not grow with n_samples.
+    z is drawn from the prior and the label uniformly from all ten, or from `labels`, an int64 tensor; one more z, from q,
+    estimates each image's ELBO. Returns a dict of tensors with the names and shapes of the model's parameters. Memory does not grow with n_samples.
     """
     device = next(cvae.parameters()).device
+    choices = torch.arange(CLASSES, device=device) if labels is None else labels
     total = {name: torch.zeros_like(p) for name, p in cvae.named_parameters()}
     for start in progress(range(0, n_samples, batch_size)):
-        labels = torch.randint(CLASSES, (min(batch_size, n_samples - start),), device=device)
-        x = cvae.generate(labels)
-        noise = torch.randn(len(labels), cvae.latent_dim, device=device)
-        for name, squares in squared_gradients(cvae, x, one_hot(labels), noise).items():
+        c = choices[torch.randint(len(choices), (min(batch_size, n_samples - start),), device=device)]
+        x = cvae.generate(c)
+        noise = torch.randn(len(c), cvae.latent_dim, device=device)
+        for name, squares in squared_gradients(cvae, x, one_hot(c), noise).items():
             total[name] += squares
     return {name: value / n_samples for name, value in total.items()}

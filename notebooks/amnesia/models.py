@@ -59,10 +59,17 @@ def elbo_terms(cvae, x, y, noise=None, seen=None):
     mean, log_var = cvae.encode(x if seen is None else seen, y)
     noise = torch.randn_like(mean) if noise is None else noise
     logits = cvae.decode(mean + noise * (log_var / 2).exp(), y)
-    # "with logits" folds the sigmoid into the likelihood: one pass over the pixels, and no log of a rounded 0.
-    reconstruction = F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(1)
     kl = (mean.square() + log_var.exp() - 1 - log_var).sum(1) / 2
-    return reconstruction, kl
+    return bernoulli_nll(logits, x), kl
+
+
+def bernoulli_nll(logits, x):
+    """-log p of images x (B, 784) in [0, 1] under Bernoulli pixels with these logits, (B,) nats.
+
+    The sigmoid is folded in, so that no rounded 0 meets a log. The same as F.binary_cross_entropy_with_logits, without its
+    log1p, which on a CPU takes ten times as long as log: log(1 + e^-|l|) = -log sigmoid(|l|).
+    """
+    return (F.relu(logits) - x * logits - logits.abs().sigmoid().log()).sum(1)
 
 
 class Classifier(nn.Module):

@@ -1,0 +1,105 @@
+"""Selective Amnesia with each of its terms on a switch, for studies that vary it.
+
+Notebook 03 holds the same objective under its equation; a test demands the same weights of both.
+"""
+
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+
+from .data import CLASSES, Digits, one_hot
+from .models import CVAE, elbo_terms
+from .training import fit
+
+
+@dataclass
+class Task:
+    """What a method of forgetting may use; every method takes one, leaves it as it is, and returns a new CVAE.
+
+    cvae: the original; fim: its Fisher information; train: real Digits, for the methods that need them; forgotten, kept:
+    labels as int64 tensors on the device; seed; scale: the share of the default number of steps to train for.
+    """
+
+    cvae: CVAE
+    fim: dict
+    train: Digits
+    forgotten: torch.Tensor
+    kept: torch.Tensor
+    seed: int = 0
+    scale: float = 1.0
+
+    batch_size, learning_rate, steps = 384, 5e-3, 1600  # those of notebook 03
+
+    def minimise(self, cvae, loss, **choices):
+        """Trains `cvae` on loss() as notebook 03 does, or by other `choices` for fit(), and returns it."""
+        choices = {"steps": self.steps, "learning_rate": self.learning_rate, **choices}
+        fit(cvae, loss, **{**choices, "steps": max(1, round(self.scale * choices["steps"]))})
+        return cvae
+
+
+def some(labels, n):
+    """n of these labels, drawn at random."""
+    return labels[torch.randint(len(labels), (n,), device=labels.device)]
+
+
+def replay(original, labels):
+    """Generated images (n, 784) of the labels (n,): three quarters drawn from p(x|z,c), pixel by pixel, the rest means."""
+    mean = original.generate(labels)                        # z ~ p(z)
+    drawn = 3 * len(mean) // 4
+    return torch.cat([torch.bernoulli(mean[:drawn]), mean[drawn:]])
+
+
+def noise_pairs(n, device):
+    """n images of uniform noise (n, 784), as n/2 pairs x and 1 - x, whose accidents cancel (antithetic sampling)."""
+    noise = torch.rand(n // 2, 784, device=device)
+    return torch.cat([noise, 1 - noise])
+
+
+def penalty(cvae, original, fim):
+    """A function that returns sum_i F_i (theta_i - theta*_i)^2: elastic weight consolidation without its lambda / 2."""
+    triples = [(fim[name].sqrt(), p, p_old.detach()) for (name, p), p_old in
+               zip(cvae.named_parameters(), original.parameters(), strict=True)]
+    return lambda: sum((root_f * (p - p_old)).square().sum() for root_f, p, p_old in triples)
+
+
+def selective_amnesia(task, lam=0.4, gamma=1.0, importance="fisher"):
+    """Noise under the forgotten labels, replay of the kept ones, a spring on each weight (the paper's objective).
+
+    lam, gamma: weights of the penalty and of replay; with gamma = 0 nothing is replayed at all. importance: what takes
+    F's place, a key of IMPORTANCE.
+    """
+    cvae, original, batch = deepcopy(task.cvae), task.cvae, task.batch_size
+    n_forget, n_kept, device = 2 * max(1, batch // 16), batch if gamma else 0, task.kept.device
+    distance = penalty(cvae, original, IMPORTANCE[importance](task))
+    torch.manual_seed(task.seed)
+
+    def loss():
+        c_f, c_r = some(task.forgotten, n_forget // 2).repeat(2), some(task.kept, n_kept)
+        x = torch.cat([noise_pairs(n_forget, device), replay(original, c_r)])
+        nelbo = sum(elbo_terms(cvae, x, one_hot(torch.cat([c_f, c_r]))))        # (n_forget + n_kept,)
+        remember = {"remember": gamma * nelbo[n_forget:].mean()} if n_kept else {}
+        return {"forget": nelbo[:n_forget].mean(), **remember, "protect": lam / 2 * distance()}
+
+    return task.minimise(cvae, loss)
+
+
+def identity(task):
+    """The same importance for every weight, with the Fisher information's total: L2-SP (Li et al. 2018)."""
+    share = sum(f.sum() for f in task.fim.values()) / sum(f.numel() for f in task.fim.values())
+    return {name: torch.full_like(f, share) for name, f in task.fim.items()}
+
+
+def batch_mean_fisher(task, n_samples=50_000, batch_size=250):
+    """What public notebooks compute: the square of a batch's mean gradient, averaged over the batches, in F's place."""
+    cvae, total = task.cvae, {name: torch.zeros_like(f) for name, f in task.fim.items()}
+    torch.manual_seed(task.seed)
+    for _ in range(n_samples // batch_size):
+        labels = torch.randint(CLASSES, (batch_size,), device=task.kept.device)
+        nelbo = sum(elbo_terms(cvae, cvae.generate(labels), one_hot(labels))).mean()
+        for value, gradient in zip(total.values(), torch.autograd.grad(nelbo, list(cvae.parameters())), strict=True):
+            value += gradient.square() * batch_size / n_samples
+    return total
+
+
+IMPORTANCE = {"fisher": lambda task: task.fim, "identity": identity, "batch-mean": batch_mean_fisher}

@@ -1,0 +1,116 @@
+"""What every run of a study shares: the models and data it starts from, the method it tries, and how it is scored."""
+
+import time
+from functools import cache, partial
+
+import torch
+
+from .baselines import dampening, label_edit, naive, neggrad, oracle, random_label, retrain, saliency
+from .bounds import importance_weighted_bound, refit_encoder
+from .data import CLASSES, forget_set, load_digits
+from .evaluation import ask, entropy, model_metrics, precision_recall
+from .fisher import diagonal_fisher
+from .forgetting import Task, selective_amnesia
+from .models import CVAE, Classifier
+from .sweep import Log
+from .training import Diverged, pick_device
+from .workspace import REPOSITORY, Workspace
+
+# name: (function of a Task, the real data that it needs)
+METHODS = {"original": (lambda task: task.cvae, ""), "selective amnesia": (selective_amnesia, "none"),
+           "naive": (naive, "none"), "NegGrad+": (neggrad, "all"), "random label": (random_label, "none"),
+           "SalUn": (saliency, "none"), "dampening": (dampening, "none"), "label edit": (label_edit, "none"),
+           "retrain": (retrain, "kept labels"), "oracle": (oracle, "kept labels")}
+
+
+class Bench:
+    """The files that the runs of a study start from, in a workspace or released: cvae.pt, fim-cvae.pt, the judge, digits."""
+
+    def __init__(self, workspace="auto", dataset="MNIST", device="auto", model="cvae", use_drive=True):
+        self.store, self.device = Workspace(workspace, use_drive), pick_device(device)
+        cvae, judge = self.store.load(f"{model}.pt"), self.store.load("classifier.pt")
+        fim = self.store.load(f"fim-{model}.pt", made_from=[cvae])
+        self.cvae, self.judge = cvae.build(CVAE, self.device), judge.build(Classifier, self.device)
+        self.fim = {name: value.to(self.device) for name, value in fim.state.items()}
+        self.train, self.test = load_digits(dataset, self.store.data, self.device)
+        self.lineage = {source.name: source.digest for source in (cvae, fim, judge, self.train, self.test)}
+        # Pickled as its arguments, so that a worker reads the files itself
+        self.rebuild = partial(bench, str(self.store.folder), dataset, device, model)
+
+    def __reduce__(self):
+        return self.rebuild, ()
+
+    def log(self):
+        """The log of all studies in this workspace."""
+        return Log(self.store.checkpoints / "studies.jsonl", self.lineage)
+
+
+    def run(self, method, forget, seed=0, scale=1.0, bounds=False, **options):
+        """One run: the original forgets `forget` by a METHOD with these options; returns its figures, plain values.
+
+        The seed is that of the method and of the samples that are scored. bounds: also the two tighter bounds, which take
+        half a minute. A run that diverges returns {"diverged": why}.
+        """
+        forgotten, kept = forget_set(forget)
+        task = Task(self.cvae, self.fim, self.train, *(torch.tensor(labels, device=self.device) for labels in (forgotten, kept)),
+                    seed, scale)
+        begin = time.perf_counter()
+        try:
+            cvae = METHODS[method][0](task, **options)
+        except Diverged as error:
+            return {"diverged": str(error)}
+        seconds = time.perf_counter() - begin
+        figures = self.score(cvae, forgotten, kept, seed)
+        return {"seconds": seconds, **figures, **(self.tight_bounds(cvae, forgotten, kept, scale) if bounds else {})}
+
+    def sequence(self, forget, seed=0, scale=1.0):
+        """Forgets the digits of `forget` one after another, each round from the last one's model and its own Fisher
+        information, with replay of what has not been forgotten so far. Returns {"rounds": [figures after each]}."""
+        cvae, fim, rounds = self.cvae, self.fim, []
+        for count, digit in enumerate(forget, 1):
+            so_far, kept = forget_set(forget[:count])
+            task = Task(cvae, fim, self.train, torch.tensor([digit], device=self.device), torch.tensor(kept, device=self.device),
+                        seed, scale)
+            cvae = selective_amnesia(task)
+            fim = diagonal_fisher(cvae, 50_000)
+            rounds.append(self.score(cvae, so_far, kept, seed))
+        return {"rounds": rounds}
+
+    def score(self, cvae, forgotten, kept, seed=0, n=1000):
+        """The figures of evaluation-<digits>.json, and for each label P and H; precision and recall, means over kept labels."""
+        generator = torch.Generator().manual_seed(seed)
+        z = torch.randn(CLASSES * n, cvae.latent_dim, generator=generator).to(self.device)
+        labels = torch.arange(CLASSES, device=self.device).repeat_interleave(n)
+        samples = (cvae.generate(labels, z) * 255).round().byte().view(CLASSES, n, 28, 28)
+        probabilities, features = (values.view(CLASSES, n, -1) for values in ask(self.judge, samples))
+        pairs = [precision_recall(features[label], self.real_features()[label]) for label in kept]
+        precision, recall = (sum(values) / len(kept) for values in zip(*pairs, strict=True))
+        return {**model_metrics(self.judge, samples, cvae, self.test, forgotten, kept), "precision": precision, "recall": recall,
+                "P": [probabilities[label, :, label].mean().item() for label in range(CLASSES)],
+                "H": entropy(probabilities).mean(1).tolist()}
+
+    @cache  # noqa: B019  (a bench lives as long as its process)
+    def real_features(self):
+        """The judge's features of the real test images of each label."""
+        return [ask(self.judge, self.test.only([label]).images)[1] for label in range(CLASSES)]
+
+    def tight_bounds(self, cvae, forgotten, kept, scale=1.0):
+        """Means over real test images, nats: the 64-sample bound of forgotten labels and of 2,000 kept images, and the
+        ELBO and 64-sample bound of forgotten labels after refitting the encoder to the frozen decoder on real images."""
+        gone, rest = self.test.only(forgotten), self.test.only(kept)
+        rest.images, rest.labels = rest.images[:2000], rest.labels[:2000]
+        refitted = refit_encoder(cvae, self.train.only(forgotten), steps=max(1, round(600 * scale)))
+        return {"forgotten_iw": importance_weighted_bound(cvae, gone).mean().item(),
+                "kept_iw": importance_weighted_bound(cvae, rest).mean().item(),
+                "forgotten_refitted_iw": importance_weighted_bound(refitted, gone).mean().item()}
+
+
+def published():
+    """The records of the released runs of all studies."""
+    return list(Log(REPOSITORY / "checkpoints" / "released" / "studies.jsonl").records().values())
+
+
+@cache
+def bench(*arguments):
+    """The Bench of a process."""
+    return Bench(*arguments)

@@ -1,0 +1,110 @@
+"""Bounds against numerical integration, manifolds against a loop."""
+
+import math
+
+import pytest
+import torch
+
+from amnesia import CVAE, Digits, elbo_terms, fit
+from amnesia.bounds import elbo, importance_weighted_bound, refit_encoder
+from amnesia.evaluation import precision_recall
+from amnesia.models import bernoulli_nll
+
+
+@pytest.fixture
+def few(digits):
+    images, labels = digits[1].images[:40], digits[1].labels[:40]
+    return Digits(images, labels, "forty digits")
+
+
+@pytest.fixture
+def line(few):
+    """A CVAE with one latent, trained a little, so that log p(x|c) is an integral over a line."""
+    torch.manual_seed(0)
+    cvae = CVAE(latent_dim=1, hidden=(32, 16))
+
+    def loss():
+        reconstruction, kl = elbo_terms(cvae, *few.batch(20))
+        return {"reconstruction": reconstruction.mean(), "kl": kl.mean()}
+
+    fit(cvae, loss, steps=200, learning_rate=1e-2)
+    with torch.no_grad():
+        cvae.encoder[-1].weight.zero_()
+        cvae.encoder[-1].bias.copy_(torch.tensor([0.3, 0.5]))  # an encoder that is no help: a gap to close
+    return cvae
+
+
+def log_likelihood(cvae, digits):
+    """log p(x|c) in float64, by integrating over z."""
+    z, cvae = torch.linspace(-12, 12, 1001, dtype=torch.float64)[:, None], cvae.double()
+    prior = -z.squeeze(1).square() / 2 - math.log(2 * math.pi) / 2 + math.log(24 / 1000)
+    values = []
+    for x, y in zip(*digits[:], strict=True):
+        logits = cvae.decode(z, y.double().expand(len(z), -1))
+        p = torch.distributions.Bernoulli(logits=logits, validate_args=False)
+        values.append((p.log_prob(x.double()).sum(1) + prior).logsumexp(0))
+    cvae.float()
+    return torch.stack(values).detach()
+
+
+def test_the_bounds_rise_from_the_elbo_to_the_likelihood(line, few):
+    exact = log_likelihood(line, few)
+    averages = {k: torch.stack([importance_weighted_bound(line, few, k, seed) for seed in range(n)]).double().mean(0)
+                for k, n in ((1, 50), (16, 20), (1024, 5))}
+    elbos = torch.stack([elbo(line, few, seed) for seed in range(50)]).double().mean(0)  # on the same draws as k = 1
+    torch.testing.assert_close(averages[1].mean(), elbos.mean(), rtol=0, atol=0.2)
+    assert averages[1].mean() + 0.2 < averages[16].mean() <= exact.mean() + 1e-3
+    torch.testing.assert_close(averages[1024], exact, rtol=0, atol=0.1)
+
+
+def test_refitting_moves_the_encoder_only_and_raises_the_bound(few):
+    torch.manual_seed(0)
+    cvae = CVAE(latent_dim=4, hidden=(32, 16))
+    before = {name: p.clone() for name, p in cvae.named_parameters()}
+    refitted = refit_encoder(cvae, few, steps=200)
+    assert all(torch.equal(before[name], p) for name, p in cvae.named_parameters())
+    for name, p in refitted.named_parameters():
+        assert torch.equal(before[name], p) == name.startswith("decoder"), name
+    assert elbo(refitted, few).mean() > elbo(cvae, few).mean()
+    assert all(p.requires_grad for p in refitted.parameters())
+
+
+def test_the_likelihood_is_torchs_own():
+    torch.manual_seed(0)
+    logits, x = torch.randn(64, 784) * 20, torch.rand(64, 784)
+    logits[0, :5] = torch.tensor([0.0, 100.0, -100.0, 1000.0, -1000.0])
+    logits.requires_grad_()
+    ours = bernoulli_nll(logits, x)
+    exact = -torch.distributions.Bernoulli(logits=logits.double(), validate_args=False).log_prob(x.double()).sum(1)
+    torch.testing.assert_close(ours.double(), exact, rtol=1e-5, atol=1e-4)
+    gradient, = torch.autograd.grad(ours.sum(), logits)
+    expected = logits.sigmoid() - x
+    expected[0, 0] = -x[0, 0]  # at exactly 0 the gradient is one-sided
+    torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_precision_and_recall_are_those_of_a_loop():
+    torch.manual_seed(0)
+    samples, real, k = torch.randn(60, 5), torch.randn(80, 5) * 1.5 + 0.5, 3
+
+    def share_inside(points, others):
+        inside = 0
+        for point in points:
+            for i, other in enumerate(others):
+                distances = sorted((other - o).norm().item() for j, o in enumerate(others) if j != i)
+                if (point - other).norm().item() <= distances[k - 1]:
+                    inside += 1
+                    break
+        return inside / len(points)
+
+    precision, recall = precision_recall(samples, real, k)
+    assert precision == pytest.approx(share_inside(samples, real)) and recall == pytest.approx(share_inside(real, samples))
+    assert precision != recall
+
+
+def test_mode_collapse_is_seen_as_low_recall():
+    torch.manual_seed(0)
+    real = torch.randn(300, 5)
+    assert min(precision_recall(torch.randn(300, 5), real)) > 0.8
+    precision, recall = precision_recall(real[:1] + 1e-3 * torch.randn(300, 5), real)
+    assert precision == 1 and recall < 0.1

@@ -1,0 +1,142 @@
+"""Selective Amnesia as a function is notebook 03, word for word and bit for bit; its switches and its rivals do what they say."""
+
+import nbformat
+import pytest
+import torch
+from conftest import REPOSITORY
+
+from amnesia import CVAE, diagonal_fisher, elbo_terms, one_hot
+from amnesia.baselines import CEILING, dampening, label_edit, naive, neggrad, oracle, random_label, retrain, saliency
+from amnesia.forgetting import Task, batch_mean_fisher, identity, selective_amnesia
+
+
+@pytest.fixture
+def task(digits):
+    torch.manual_seed(0)
+    cvae = CVAE(latent_dim=4, hidden=(32, 16))
+    return Task(cvae, diagonal_fisher(cvae, 500), digits[0], torch.tensor([3]), torch.tensor([0, 1, 2, 4, 5, 6, 7, 8, 9]), scale=0.01)
+
+
+def changed(task, cvae):
+    """Which of the parameters differ from the original's."""
+    return {name for (name, p), old in zip(cvae.named_parameters(), task.cvae.parameters(), strict=True) if not torch.equal(p, old)}
+
+
+def run_notebook(stem, workspace, **parameters):
+    """Runs a notebook's cells in this process and returns what they define."""
+    namespace = {}
+    for cell in nbformat.read(REPOSITORY / "notebooks" / f"{stem}.ipynb", as_version=4).cells:
+        if cell.cell_type == "code" and not cell.source.startswith("# Setup"):
+            exec(cell.source, namespace)
+            if "parameters" in cell.metadata.get("tags", []):
+                namespace.update(workspace=str(workspace), device="cpu", **parameters)
+            if "stage.save(" in cell.source:
+                return namespace
+    raise AssertionError("no cell saves a stage")
+
+
+@pytest.mark.parametrize("choices", [{}, {"lam": 40.0}])
+def test_it_is_notebook_03_to_the_bit(tmp_path, digits, monkeypatch, choices):
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    names = run_notebook("03_forget", tmp_path, forget=[3, 8], steps=16, seed=5, **choices)
+    fim = {name: value for name, value in names["fim_file"].state.items()}
+    task = Task(names["cvae_file"].build(CVAE, "cpu"), fim, digits[0], torch.tensor([3, 8]),
+                torch.tensor([0, 1, 2, 4, 5, 6, 7, 9]), seed=5, scale=0.01)
+    ours = selective_amnesia(task, **choices)
+    assert len(changed(task, ours)) == 12
+    for a, b in zip(ours.parameters(), names["cvae"].parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_retraining_on_all_digits_is_notebook_01_to_the_bit(tmp_path, digits, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    names = run_notebook("01_train_cvae", tmp_path, steps=25, seed=5)
+    task = Task(CVAE(), {}, digits[0], torch.tensor([]), torch.arange(10), seed=5, scale=25 / 12_500)
+    for a, b in zip(retrain(task).parameters(), names["cvae"].parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_nothing_is_replayed_without_gamma(task):
+    """The kept labels' columns get no gradient then, with λ = 0."""
+    column = task.cvae.latent_dim + task.kept
+    after = selective_amnesia(task, lam=0.0, gamma=0.0)
+    assert torch.equal(after.decoder[0].weight[:, column], task.cvae.decoder[0].weight[:, column])
+    assert not torch.equal(selective_amnesia(task, lam=0.0).decoder[0].weight[:, column], task.cvae.decoder[0].weight[:, column])
+
+
+def test_a_stiff_spring_holds(task):
+    def distance(lam):
+        after = selective_amnesia(task, lam=lam, importance="identity")
+        return sum((p - old).square().sum() for p, old in zip(after.parameters(), task.cvae.parameters(), strict=True)).item()
+
+    assert distance(1e4) < 0.5 * distance(0.0)
+
+
+def test_identity_shares_out_the_same_total(task):
+    flat = identity(task)
+    assert len({value.item() for f in flat.values() for value in f.unique()}) == 1
+    total = sum(f.sum().item() for f in task.fim.values())
+    assert sum(f.sum().item() for f in flat.values()) == pytest.approx(total, rel=1e-4)
+
+
+def test_the_batch_mean_is_squared_after_the_mean(task):
+    """Against one batch by hand; and with batches of one image it is the Fisher information."""
+    mistaken = batch_mean_fisher(task, n_samples=50, batch_size=50)
+    torch.manual_seed(task.seed)
+    labels = torch.randint(10, (50,))
+    x = task.cvae.generate(labels)
+    reconstruction, kl = elbo_terms(task.cvae, x, one_hot(labels))
+    (reconstruction + kl).mean().backward()
+    for name, p in task.cvae.named_parameters():
+        torch.testing.assert_close(mistaken[name], p.grad.square())
+    one_by_one = batch_mean_fisher(task, n_samples=1000, batch_size=1)
+    total, right = (sum(f.sum().item() for f in fim.values()) for fim in (one_by_one, diagonal_fisher(task.cvae, 2000)))
+    assert total == pytest.approx(right, rel=0.2) and sum(f.sum().item() for f in mistaken.values()) < 0.2 * total
+
+
+def test_label_edit_leaves_every_kept_output_as_it_was(task):
+    after = label_edit(task)
+    assert changed(task, after) == {"decoder.0.weight"}
+    z = torch.randn(200, 4)
+    assert torch.equal(after.generate(task.kept.repeat(23)[:200], z), task.cvae.generate(task.kept.repeat(23)[:200], z))
+    assert not torch.equal(after.generate(torch.full((200,), 3), z), task.cvae.generate(torch.full((200,), 3), z))
+
+
+def test_dampening_is_its_formula(task):
+    after, alpha, lam = dampening(task, alpha=2.0, lam=0.5), 2.0, 0.5
+    torch.manual_seed(task.seed)
+    theirs = diagonal_fisher(task.cvae, 5000, labels=task.forgotten)
+    hit = 0
+    for (name, p), old in zip(after.named_parameters(), task.cvae.parameters(), strict=True):
+        f, f_f = task.fim[name].flatten().tolist(), theirs[name].flatten().tolist()
+        expected = [w * min(lam * a / b, 1) if b > alpha * a else w for w, a, b in zip(old.flatten().tolist(), f, f_f, strict=True)]
+        torch.testing.assert_close(p.flatten(), torch.tensor(expected))
+        hit += sum(b > alpha * a for a, b in zip(f, f_f, strict=True))
+    assert 0 < hit < sum(p.numel() for p in after.parameters())
+
+
+def test_saliency_changes_half_of_the_weights(task):
+    moved, everything = ([(a != b).float() for a, b in zip(after.parameters(), task.cvae.parameters(), strict=True)]
+                         for after in (saliency(task), random_label(task)))
+    share = sum(m.sum() for m in moved) / sum(m.numel() for m in moved)
+    assert 0.3 < share <= 0.5 < sum(m.sum() for m in everything) / sum(m.numel() for m in everything)
+
+
+@pytest.mark.parametrize("method", [naive, neggrad])
+def test_ascent_lowers_the_forgotten_elbo_and_stops_at_the_ceiling(task, digits, method):
+    task.scale = 0.08
+    after, x = method(task), digits[1].only([3])
+    before, now = (sum(elbo_terms(cvae, *x[:200])).mean().item() for cvae in (task.cvae, after))
+    assert now > before + 100 and now > 0.5 * CEILING
+
+
+def test_references_never_see_the_digit(task, digits):
+    """Retrain's data lack it; Oracle's hold noise in its place, and everything else as it was."""
+    seen = []
+    task.minimise = lambda cvae, loss, **choices: seen.append(loss.__closure__) or cvae
+    retrain(task), oracle(task)
+    data = [next(cell.cell_contents for cell in closure if hasattr(cell.cell_contents, "batch")) for closure in seen]
+    assert 3 not in data[0].labels and len(data[0]) == (digits[0].labels != 3).sum()
+    noise = data[1].only([3]).images.float()
+    assert len(data[1]) == len(digits[0]) and abs(noise.mean() - 127.5) < 1 and abs(noise.std() - 73.9) < 1
+    assert torch.equal(data[1].only(range(3)).images, digits[0].only(range(3)).images)

@@ -1,0 +1,136 @@
+"""Sweeps: every result once, whatever stops in between."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+from amnesia.sweep import Log, sweep
+
+LINEAGE = {"cvae.pt": "abc"}
+GRID = [{"x": x} for x in range(8)]
+
+
+def square(x, folder=None, pause=0.0):
+    """Leaves a file for each call, so that calls can be counted across processes."""
+    if folder:
+        (folder / f"{x}-{time.monotonic_ns()}").touch()
+    time.sleep(pause)
+    if x == 99:
+        raise ArithmeticError("x is 99")
+    return {"square": x * x}
+
+
+@pytest.fixture
+def log(tmp_path):
+    return Log(tmp_path / "studies.jsonl", LINEAGE)
+
+
+PROLOGUE = f"""
+import sys
+sys.path[:0] = {[str(REPOSITORY / folder) for folder in ("notebooks", "tests")]}
+from pathlib import Path
+from amnesia.sweep import Log, sweep
+from test_sweep import LINEAGE, slowly
+"""
+
+
+def squares(records):
+    return [record["result"]["square"] for record in records]
+
+
+def count(x, folder):
+    return square(x, Path(folder))
+
+
+def slowly(x, folder):
+    return square(x, Path(folder), pause=0.5)
+
+
+def test_results_come_in_the_order_of_the_grid_and_only_new_ones_are_run(log, tmp_path):
+    calls = tmp_path / "calls"
+    calls.mkdir()
+    grid = [{"x": x, "folder": str(calls)} for x in (3, 1, 2)]
+    assert squares(sweep(count, grid[:2], log, n_jobs=2)) == [9, 1]
+    assert squares(sweep(count, [*grid, grid[0]], log, n_jobs=2)) == [9, 1, 4]
+    assert len(list(calls.iterdir())) == 3
+
+
+def test_a_failure_stops_the_sweep_and_keeps_what_came_before(log):
+    with pytest.raises(ArithmeticError, match="x is 99"):
+        sweep(square, [{"x": 1}, {"x": 99}, {"x": 2}], log, n_jobs=1)
+    assert squares(log.records().values()) == [1]
+    assert squares(sweep(square, [{"x": 1}, {"x": 2}], log, n_jobs=1)) == [1, 4]
+
+
+@pytest.mark.parametrize("damage", [lambda text: text[:-20], lambda text: text.replace(b'"square": 49', b'"square": 48'),
+                                    lambda text: text + b'{"settings": {"x"', lambda text: text + b"\xff\n[1]\n"])
+def test_a_cut_off_or_altered_line_is_run_again(log, damage):
+    sweep(square, GRID, log, n_jobs=1)
+    log.path.write_bytes(damage(log.path.read_bytes()))
+    assert squares(sweep(square, GRID, log, n_jobs=1)) == [x * x for x in range(8)]
+    assert squares(sweep(square, GRID, log, n_jobs=1)) == [x * x for x in range(8)]
+
+
+def test_results_of_another_model_are_not_taken(log):
+    sweep(square, GRID, log, n_jobs=1)
+    other = Log(log.path, {"cvae.pt": "def"})
+    assert other.records() == {} and len(Log(log.path).records()) == 8
+    assert squares(sweep(square, GRID[:2], other, n_jobs=1)) == [0, 1]
+
+
+@pytest.fixture
+def cluster():
+    """A real Dask cluster of two worker processes on this machine."""
+    distributed = pytest.importorskip("distributed")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY / "notebooks"), str(REPOSITORY / "tests")])  # for the workers
+    try:
+        with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as local:
+            yield local
+    finally:
+        del os.environ["PYTHONPATH"]
+
+
+def test_a_dask_worker_is_killed_and_every_result_comes_once(log, tmp_path, cluster):
+    """kill -9 to the first worker once the sweep is under way: its run is done again, and nothing is there twice."""
+    calls = tmp_path / "calls"
+    calls.mkdir()
+    script = PROLOGUE + f"""
+grid = [{{"x": x, "folder": {str(calls)!r}}} for x in range(12)]
+records = sweep(slowly, grid, Log(Path({str(log.path)!r}), LINEAGE), cluster={cluster.scheduler_address!r})
+print(sum(record["result"]["square"] for record in records))
+"""
+    sweeping = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while len(list(calls.iterdir())) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(cluster.workers[0].pid, signal.SIGKILL)
+    assert sweeping.communicate(timeout=120)[0].splitlines()[-1] == str(sum(x * x for x in range(12)))
+    lines = [json.loads(line)["settings"]["x"] for line in log.path.read_text().splitlines()]
+    assert sorted(lines) == list(range(12))
+    assert len(list(calls.iterdir())) > 12  # the victim's run was really done again
+
+
+def test_a_killed_sweep_goes_on_where_it_was(log, tmp_path):
+    """kill -9 to the whole sweep; the next one runs the rest."""
+    calls = tmp_path / "calls"
+    calls.mkdir()
+    script = PROLOGUE + f"""
+grid = [{{"x": x, "folder": {str(calls)!r}}} for x in range(8)]
+sweep(slowly, grid, Log(Path({str(log.path)!r}), LINEAGE), n_jobs=1)
+"""
+    victim = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL)
+    while len(log.records()) < 3:
+        time.sleep(0.05)
+    victim.kill()
+    victim.wait()
+    done = len(log.records())
+    grid = [{"x": x, "folder": str(calls)} for x in range(8)]
+    assert done < 8 and squares(sweep(count, grid, log, n_jobs=1)) == [x * x for x in range(8)]
+    assert len(list(calls.iterdir())) <= 8 + 1  # what was under way is done again, nothing else
