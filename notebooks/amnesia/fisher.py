@@ -43,7 +43,8 @@ def diagonal_fisher(cvae, n_samples, batch_size=500, progress=iter, labels=None)
     """F_i = E[(dELBO/dtheta_i)^2] over images that the model itself generates (the paper's Section 3.1 and its code).
 
     z is drawn from the prior and the label uniformly from all ten, or from `labels`, an int64 tensor; one more z, from q,
-    estimates each image's ELBO. Returns a dict of tensors with the names and shapes of the model's parameters. Memory does not grow with n_samples.
+    estimates each image's ELBO. Returns a dict of tensors with the names and shapes of the model's parameters. Memory does
+    not grow with n_samples.
     """
     device = next(cvae.parameters()).device
     choices = torch.arange(CLASSES, device=device) if labels is None else labels

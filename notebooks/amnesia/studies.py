@@ -8,7 +8,7 @@ import torch
 from .baselines import dampening, label_edit, naive, neggrad, oracle, random_label, retrain, saliency
 from .bounds import importance_weighted_bound, refit_encoder
 from .data import CLASSES, forget_set, load_digits
-from .evaluation import ask, entropy, model_metrics, precision_recall
+from .evaluation import ask, entropy, grey_reference, model_metrics, precision_recall
 from .fisher import diagonal_fisher
 from .forgetting import Task, selective_amnesia
 from .models import CVAE, Classifier
@@ -16,11 +16,41 @@ from .sweep import Log
 from .training import Diverged, pick_device
 from .workspace import REPOSITORY, Workspace
 
+RELEASED = REPOSITORY / "checkpoints" / "released" / "studies.jsonl"
+
 # name: (function of a Task, the real data that it needs)
 METHODS = {"original": (lambda task: task.cvae, ""), "selective amnesia": (selective_amnesia, "none"),
            "naive": (naive, "none"), "NegGrad+": (neggrad, "all"), "random label": (random_label, "none"),
            "SalUn": (saliency, "none"), "dampening": (dampening, "none"), "label edit": (label_edit, "none"),
            "retrain": (retrain, "kept labels"), "oracle": (oracle, "kept labels")}
+
+
+# What a study's tables say of one record: {heading: figure(record)}. Bigger is better for the kept labels' figures but the
+# Frechet distance; for the forgotten labels' bounds, smaller means more is forgotten.
+FIGURES = {
+    "P": lambda r: r["result"]["forgotten_probability"],
+    "H": lambda r: r["result"]["entropy"],
+    "forgetting accuracy": lambda r: 1 - share_judged(r, r["settings"]["forget"], same=True),
+    "kept accuracy": lambda r: r["result"]["kept_accuracy"],
+    "worst kept digit": lambda r: r["result"]["kept_accuracy_worst"],
+    "leakage": lambda r: share_judged(r, [c for c in range(CLASSES) if c not in r["settings"]["forget"]],
+                                      r["settings"]["forget"]),
+    "Fréchet": lambda r: r["result"]["kept_frechet"],
+    "precision": lambda r: r["result"]["precision"],
+    "recall": lambda r: r["result"]["recall"],
+    "kept ELBO": lambda r: r["result"]["kept_elbo"],
+    "forgotten ELBO": lambda r: r["result"]["forgotten_elbo"]}
+BOUNDS = {
+    "kept bound": lambda r: r["result"]["kept_iw"],
+    "forgotten bound": lambda r: r["result"]["forgotten_iw"],
+    "decoder-only bound": lambda r: r["result"]["forgotten_refitted_iw"]}
+
+
+def share_judged(record, asked, judged=(), same=False):
+    """The share of samples asked for by the labels `asked` that were judged as one of `judged`, or as their own label."""
+    confusion = torch.tensor(record["result"]["confusion"], dtype=torch.float64)[asked]      # (labels, 10) counts
+    hits = confusion[range(len(asked)), asked] if same else confusion[:, list(judged)].sum(1)
+    return (hits.sum() / confusion.sum()).item()
 
 
 class Bench:
@@ -40,10 +70,17 @@ class Bench:
     def __reduce__(self):
         return self.rebuild, ()
 
+    def grey(self, forgotten):
+        """What the judge says of flat grey: (P of these labels, H)."""
+        return grey_reference(self.judge, forgotten)
+
     def log(self):
         """The log of all studies in this workspace."""
         return Log(self.store.checkpoints / "studies.jsonl", self.lineage)
 
+    def results(self, own):
+        """The records of all studies: this workspace's `own`, else the released ones."""
+        return list((self.log() if own else Log(RELEASED)).records().values())
 
     def run(self, method, forget, seed=0, scale=1.0, bounds=False, **options):
         """One run: the original forgets `forget` by a METHOD with these options; returns its figures, plain values.
@@ -52,8 +89,7 @@ class Bench:
         half a minute. A run that diverges returns {"diverged": why}.
         """
         forgotten, kept = forget_set(forget)
-        task = Task(self.cvae, self.fim, self.train, *(torch.tensor(labels, device=self.device) for labels in (forgotten, kept)),
-                    seed, scale)
+        task = Task(self.cvae, self.fim, self.train, *self.tensors(forgotten, kept), seed, scale)
         begin = time.perf_counter()
         try:
             cvae = METHODS[method][0](task, **options)
@@ -69,15 +105,17 @@ class Bench:
         cvae, fim, rounds = self.cvae, self.fim, []
         for count, digit in enumerate(forget, 1):
             so_far, kept = forget_set(forget[:count])
-            task = Task(cvae, fim, self.train, torch.tensor([digit], device=self.device), torch.tensor(kept, device=self.device),
-                        seed, scale)
-            cvae = selective_amnesia(task)
+            cvae = selective_amnesia(Task(cvae, fim, self.train, *self.tensors([digit], kept), seed, scale))
             fim = diagonal_fisher(cvae, 50_000)
             rounds.append(self.score(cvae, so_far, kept, seed))
         return {"rounds": rounds}
 
+    def tensors(self, *lists):
+        """Lists of labels as tensors on the device."""
+        return [torch.tensor(labels, device=self.device) for labels in lists]
+
     def score(self, cvae, forgotten, kept, seed=0, n=1000):
-        """The figures of evaluation-<digits>.json, and for each label P and H; precision and recall, means over kept labels."""
+        """The figures of evaluation-<digits>.json; precision and recall, means over kept labels; P and H of each label."""
         generator = torch.Generator().manual_seed(seed)
         z = torch.randn(CLASSES * n, cvae.latent_dim, generator=generator).to(self.device)
         labels = torch.arange(CLASSES, device=self.device).repeat_interleave(n)
@@ -85,7 +123,8 @@ class Bench:
         probabilities, features = (values.view(CLASSES, n, -1) for values in ask(self.judge, samples))
         pairs = [precision_recall(features[label], self.real_features()[label]) for label in kept]
         precision, recall = (sum(values) / len(kept) for values in zip(*pairs, strict=True))
-        return {**model_metrics(self.judge, samples, cvae, self.test, forgotten, kept), "precision": precision, "recall": recall,
+        return {**model_metrics(self.judge, samples, cvae, self.test, forgotten, kept),
+                "precision": precision, "recall": recall,
                 "P": [probabilities[label, :, label].mean().item() for label in range(CLASSES)],
                 "H": entropy(probabilities).mean(1).tolist()}
 
@@ -103,11 +142,6 @@ class Bench:
         return {"forgotten_iw": importance_weighted_bound(cvae, gone).mean().item(),
                 "kept_iw": importance_weighted_bound(cvae, rest).mean().item(),
                 "forgotten_refitted_iw": importance_weighted_bound(refitted, gone).mean().item()}
-
-
-def published():
-    """The records of the released runs of all studies."""
-    return list(Log(REPOSITORY / "checkpoints" / "released" / "studies.jsonl").records().values())
 
 
 @cache

@@ -19,7 +19,8 @@ class Log:
     """Results of runs in a file of JSON lines: {settings, result, lineage, versions, sha256}.
 
     path: where it is or will be; lineage: {file name: digest} of what the runs start from. Records of another lineage
-    stay in the file and are not seen; without a lineage, all are. A line that was cut off or altered is passed over, and its run is done again.
+    stay in the file and are not seen; without a lineage, all are. A line that was cut off or altered is passed over, and
+    its run is done again.
     """
 
     def __init__(self, path, lineage=None):
