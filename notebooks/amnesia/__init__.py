@@ -7,13 +7,13 @@ tables.
 from .bounds import elbo
 from .data import Digits, check_surrogate, forget_set, load_digits, one_hot
 from .evaluation import ask, entropy, grey_reference, model_metrics, reference_metrics, train_judge
-from .figures import gif, png, show, show_tile, tile
+from .figures import gif, panel, play, png, show, show_tile, tile
 from .fisher import diagonal_fisher, squared_gradients
 from .models import CVAE, Classifier, elbo_terms
 from .training import fit, pick_device, progress
 from .workspace import Stage, Workspace
 
 __all__ = ["CVAE", "Classifier", "Digits", "Stage", "Workspace", "ask", "check_surrogate", "diagonal_fisher", "elbo",
-           "elbo_terms", "entropy", "fit", "forget_set", "gif", "grey_reference", "load_digits", "model_metrics",
-           "one_hot", "pick_device", "png", "progress", "reference_metrics", "show", "show_tile", "squared_gradients",
+           "elbo_terms", "entropy", "fit", "forget_set", "gif", "grey_reference", "load_digits", "model_metrics", "one_hot",
+           "panel", "pick_device", "play", "png", "progress", "reference_metrics", "show", "show_tile", "squared_gradients",
            "tile", "train_judge"]

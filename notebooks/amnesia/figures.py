@@ -1,4 +1,5 @@
-"""Sample grids, curves and GIFs. White background, grey digits, and a palette that colour-blind readers can tell apart."""
+"""Sample grids, GIFs, and a panel to play with. White background, grey digits, and a palette that colour-blind readers can
+tell apart."""
 
 import io
 
@@ -6,6 +7,7 @@ import imageio.v3 as imageio
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from IPython import get_ipython
 from IPython.display import Image, display
 
 plt.style.use("tableau-colorblind10")
@@ -42,16 +44,33 @@ def png(figure):
     return buffer.getvalue()
 
 
-def gif(frames, titles, row_labels=range(10), seconds=0.2):
-    """Frames (moments, rows, columns, 28, 28) as the bytes of an animated GIF, a title over each; the last one stays."""
+def gif(frames, titles, row_labels=range(10), seconds=0.2, curves=None):
+    """Frames (moments, rows, columns, 28, 28) as the bytes of an animated GIF, a title over each; the last one stays.
+
+    curves: {name: (moments,)}, drawn side by side under the frames, each with a dot and its value at the moment shown.
+    """
+    curves, (rows, columns) = curves or {}, frames.shape[1:3]
+    heights = [0.35 * rows + 0.3, 0.75] if curves else [0.35 * rows + 0.3]
+    figure = plt.figure(figsize=(0.35 * columns + 0.3, sum(heights)), dpi=80, layout="constrained")
+    grid = figure.add_gridspec(len(heights), max(1, len(curves)), height_ratios=heights)
+    digits = figure.add_subplot(grid[0, :])
+    show_tile(digits, frames[0], " ", row_labels)
+    strips = [figure.add_subplot(grid[1, i], xticks=[], yticks=[]) for i in range(len(curves))]
+    for strip, values in zip(strips, curves.values(), strict=True):
+        strip.plot(values, color="0.75")
+        strip.set_title(" ", fontsize=10)
+    dots = [strip.plot(0, 0, "o", color="black")[0] for strip in strips]
+
     pictures = []
-    for frame, title in zip(frames, titles, strict=True):
-        rows, columns = frame.shape[:2]
-        figure, axis = plt.subplots(figsize=(0.35 * columns + 0.3, 0.35 * rows + 0.3), dpi=80, layout="constrained")
-        show_tile(axis, frame, title, row_labels)
+    for i, (frame, title) in enumerate(zip(frames, titles, strict=True)):
+        digits.images[0].set_data(tile(frame))
+        digits.set_title(title, fontsize=10)
+        for strip, dot, (name, values) in zip(strips, dots, curves.items(), strict=True):
+            dot.set_data([i], [values[i]])
+            strip.set_title(f"{name} {values[i]:.2f}", fontsize=10)
         figure.canvas.draw()
         pictures.append(np.asarray(figure.canvas.buffer_rgba())[..., :3].mean(2))
-        plt.close(figure)
+    plt.close(figure)
     pictures = [(picture // 16 * 17).astype(np.uint8) for picture in pictures]  # 16 greys halve the file
     milliseconds = [1000 * seconds] * (len(pictures) - 1) + [3000]
     return imageio.imwrite("<bytes>", np.stack(pictures), extension=".gif", duration=milliseconds, loop=0)
@@ -64,3 +83,50 @@ def show(content, alt):
     image/gif out), and every browser goes by the content and plays it.
     """
     display(Image(data=content, format="png", alt=alt))
+
+
+def panel(draw, titles, z):
+    """Buttons for the label, a slider for each number in the latent `z`, and the pictures that draw(label, z) makes of them.
+
+    draw: images (len(titles), 28, 28) in [0, 1] for a label and a latent. Returns an ipywidgets box. Raises ImportError
+    without ipywidgets.
+    """
+    import ipywidgets as widgets  # the notebooks run without it, and then show no panel
+
+    label = widgets.ToggleButtons(options=range(10), description="label", style={"button_width": "36px"})
+    sliders = [widgets.FloatSlider(value, min=-5, max=5, step=0.1, description=f"z{i + 1}", orientation="vertical",
+                                   readout=False, layout={"width": "45px", "height": "130px"})
+               for i, value in enumerate(z.tolist())]
+    noise = widgets.Button(description="new noise", tooltip="draw another z from the prior")
+    pictures = [widgets.Image(format="png", width=224, height=224) for _ in titles]
+    generator = torch.Generator().manual_seed(0)
+
+    def update(_=None):
+        latent = torch.tensor([slider.value for slider in sliders])
+        for picture, image in zip(pictures, draw(label.value, latent), strict=True):
+            enlarged = np.kron(tile(image[None, None]), np.ones((8, 8), np.uint8))
+            picture.value = imageio.imwrite("<bytes>", enlarged, extension=".png")
+
+    def draw_noise(_):
+        for slider, value in zip(sliders, torch.randn(len(sliders), generator=generator).tolist(), strict=True):
+            slider.value = value
+
+    for control in (label, *sliders):
+        control.observe(update, "value")
+    noise.on_click(draw_noise)
+    update()
+    columns = [widgets.VBox([widgets.Label(title), picture]) for title, picture in zip(titles, pictures, strict=True)]
+    return widgets.VBox([label, widgets.HBox([*sliders, noise]), widgets.HBox(columns)])
+
+
+def play(draw, titles, z):
+    """Shows the panel if someone can move its sliders, and nothing otherwise: a saved notebook then holds no widgets.
+
+    papermill and nbconvert say in each request that nobody is there to answer an input(); so nobody is there to play.
+    """
+    kernel = getattr(get_ipython(), "kernel", None)
+    if kernel and kernel.get_parent().get("content", {}).get("allow_stdin"):
+        try:
+            display(panel(draw, titles, z))
+        except ImportError:
+            print("For a panel to play with: pip install ipywidgets, and run this cell again.")
