@@ -189,6 +189,22 @@ def test_what_is_committed_is_executed_clean_and_small(path):
     assert not any(output.output_type == "error" for cell in code for output in cell.outputs)
     assert "\r" not in text(notebook) and not widgets(notebook)
     assert path.stat().st_size < 1_500_000 and max(len(cell.source.splitlines()) for cell in code) <= 50
+    assert max(map(len, pictures(notebook))) < 400_000
+
+
+def test_committed_figures_are_small():
+    figures = list((REPOSITORY / "figures" / "released").iterdir())
+    assert figures and all(path.suffix in (".png", ".gif") and path.stat().st_size < 400_000 for path in figures)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_parameter_is_explained_by_papermill_and_is_a_field_in_colab(path):
+    """What `papermill --help-notebook` prints: the comment on the parameter's line, Colab's mark first."""
+    cell = next(cell for cell in nbformat.read(path, as_version=4).cells if "parameters" in cell.metadata.get("tags", []))
+    found = papermill.inspect_notebook(path)
+    assert list(found) == [line.split(" = ")[0] for line in cell.source.splitlines() if line]
+    for parameter in found.values():
+        assert re.fullmatch(r"@param (\{.*\}|\[.*\])  # .{9,}", parameter["help"]), parameter
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -6,7 +6,7 @@ import re
 import nbformat
 import pytest
 from conftest import REPOSITORY
-from release import digits_table, read, results_table, times_table
+from release import another_digit, digits_table, read, results_table, times_table
 from side_by_side import PAGES as BENCHMARK_PAGES
 from side_by_side import RESULT, table
 
@@ -15,6 +15,7 @@ def test_tables_are_those_of_the_released_run():
     readme = (REPOSITORY / "README.md").read_text()
     assert results_table(read("evaluation-0.json")) in readme and times_table(read("times.json")) in readme
     assert digits_table([read(f"evaluation-{digit}.json") for digit in range(10)]) in readme
+    assert another_digit(read("times.json")) in readme and read("times.json")["seconds"]["03_forget"] < 60
 
 
 @pytest.mark.parametrize("page", BENCHMARK_PAGES, ids=lambda page: page.parent.name)
@@ -49,5 +50,13 @@ def test_links_lead_somewhere(page):
     text = path.read_text()
     if path.suffix == ".ipynb":
         text = "\n".join(cell.source for cell in nbformat.reads(text, as_version=4).cells if cell.cell_type == "markdown")
-    for target in re.findall(r"\]\(([^)#]+)", text):
+    for target in re.findall(r"\]\(([^)#]+)|src=\"([^\"]+)", text):
+        target = "".join(target)
         assert target.startswith("https://") or (path.parent / target).exists(), target
+
+
+def test_every_picture_has_a_text_for_screen_readers():
+    text = (REPOSITORY / "README.md").read_text()
+    pictures = re.findall(r"<img [^>]*>", text)
+    assert len(pictures) == 3 and "![" not in text
+    assert all(len(re.search(r'alt="([^"]*)"', picture)[1]) > 20 for picture in pictures)

@@ -3,8 +3,10 @@
 Everything fits in memory (47 MB), so there is no DataLoader: a batch is one index, from a shuffle, into a tensor.
 """
 
+import contextlib
 import hashlib
 import os
+import sys
 from numbers import Integral
 from pathlib import Path
 
@@ -131,11 +133,11 @@ def load_digits(dataset, folder, device="cpu"):
 
 
 def download(dataset, folder):
-    """torchvision's download, one process at a time."""
+    """torchvision's download, one process at a time, its bar where all other bars go."""
     from torchvision import datasets  # takes a second to import, and only a first run needs it
 
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".download.lock"):
+    with FileLock(folder / ".download.lock"), contextlib.redirect_stderr(sys.stdout):
         getattr(datasets, dataset)(folder, download=True)
 
 

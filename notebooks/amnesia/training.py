@@ -27,7 +27,7 @@ def pick_device(device="auto"):
 
 def progress(iterable=None, **options):
     """A tqdm bar in plain text, in a terminal and in a notebook alike: widgets would break the saved notebook."""
-    return tqdm(iterable, file=sys.stdout, ncols=110, mininterval=1, **options)
+    return tqdm(iterable, file=sys.stdout, ncols=110, mininterval=0.5, **options)
 
 
 @contextmanager
@@ -121,7 +121,7 @@ def fit(model, loss, *, steps, learning_rate, schedule="one-cycle", weight_decay
                 continue  # reading a loss waits for the device, so only look once a second
             check(log[:step + 1], seen, names)
             means = log[seen:step + 1].mean(0).tolist()
-            bar.set_postfix({name: f"{mean:.1f}" for name, mean in zip(names, means, strict=True)})
+            bar.set_postfix({name: f"{mean:.1f}" for name, mean in zip(names, means, strict=True)}, refresh=False)
             bar.update(step + 1 - seen)
             seen, looked = step + 1, now
             if stage and now - saved_at > SAVE_SECONDS and step + 1 < steps:

@@ -1,0 +1,112 @@
+"""A reader's browser: real JupyterLab in headless Chromium runs notebooks by its own "Run All Cells".
+
+Not part of the default run, since it needs Chromium and its driver: pytest -m browser
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+import nbformat
+import pytest
+from conftest import REPOSITORY
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support import expected_conditions as expected
+from selenium.webdriver.support.wait import WebDriverWait
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")]
+PATIENCE = 240  # seconds, for whatever a slow machine may take
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """The address of a JupyterLab on a copy of the notebooks, outputs cleared; 01 to 03 are done, in their workspace."""
+    home = tmp_path_factory.mktemp("lab")
+    shutil.copytree(REPOSITORY / "notebooks", home / "notebooks")
+    shutil.copytree(REPOSITORY / "checkpoints" / "released", home / "checkpoints" / "released")
+    for name in ("cvae.pt", "fim-cvae.pt", "amnesiac-0.pt"):
+        shutil.copy(home / "checkpoints" / "released" / name, home / "checkpoints")
+    for path in (home / "notebooks").glob("0*.ipynb"):
+        notebook = nbformat.read(path, as_version=4)
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = [], None
+        nbformat.write(notebook, path)
+    settings = home / "settings" / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text(json.dumps({"windowingMode": "none"}))  # keeps cells in the page that are scrolled out of sight
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", f"--notebook-dir={home}",
+               "--IdentityProvider.token=", "--LabApp.news_url=", "--LabApp.check_for_updates_class="
+               "jupyterlab.NeverCheckForUpdate"]
+    env = {**os.environ, "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "AMNESIA_WORKSPACE": str(home)}
+    with open(home / "log", "w") as log:
+        server = subprocess.Popen(command, cwd=home, env=env, stdout=log, stderr=log)
+    yield f"http://127.0.0.1:{port}/lab"
+    server.terminate()
+    server.wait(30)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Chromium, headless, as on a first start."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-dev-shm-usage",
+                 "disable-background-networking", "disable-component-update", "disable-sync", "window-size=1300,1000",
+                 f"user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(f"--{flag}")
+    driver = webdriver.Chrome(options, Service(DRIVER))
+    yield driver
+    driver.quit()
+
+
+def click(browser, css, text=""):
+    """Clicks the one element of this kind that shows this text."""
+    def found(browser):
+        matching = [element for element in browser.find_elements(By.CSS_SELECTOR, css) if element.text.startswith(text)]
+        return matching and matching[0].is_displayed() and matching[0]
+    WebDriverWait(browser, PATIENCE).until(found).click()
+
+
+def run_all(browser, lab, name):
+    """Opens a notebook and runs it by the menu's "Run All Cells"; returns the pictures in its outputs."""
+    browser.get(f"{lab}/tree/notebooks/{name}?reset")
+    wait = WebDriverWait(browser, PATIENCE)
+    wait.until(expected.presence_of_element_located((By.CSS_SELECTOR, ".jp-Notebook .jp-CodeCell")))
+    wait.until(lambda browser: "Idle" in browser.find_element(By.CSS_SELECTOR, ".jp-Notebook-ExecutionIndicator")
+               .get_attribute("data-status").title())
+    click(browser, ".lm-MenuBar-itemLabel", "Run")
+    click(browser, ".lm-Menu-itemLabel", "Run All Cells")
+    prompts = "return [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(prompt => prompt.textContent)"
+    error = (By.CSS_SELECTOR, '[data-mime-type="application/vnd.jupyter.error"]')
+    wait.until(lambda browser: browser.find_elements(*error)
+               or all(prompt.strip("[]:").isdigit() for prompt in browser.execute_script(prompts)))
+    assert not browser.find_elements(*error), browser.find_element(*error).text
+    return browser.find_elements(By.CSS_SELECTOR, ".jp-OutputArea .jp-RenderedImage img")
+
+
+@pytest.mark.parametrize("name", ["03_forget.ipynb", "04_sample.ipynb", "05_evaluate.ipynb"])
+def test_run_all_shows_the_figures_and_the_gif_moves(lab, browser, name):
+    pictures = run_all(browser, lab, name)
+    committed = [output["data"]["image/png"] for cell in nbformat.read(REPOSITORY / "notebooks" / name, as_version=4).cells
+                 for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
+    assert len(pictures) == len(committed) > 0
+    for picture in pictures:
+        assert picture.get_property("naturalWidth") > 100 and len(picture.get_attribute("alt")) > 20
+    moving = [picture for picture in pictures if "base64,R0lGOD" in picture.get_attribute("src")]  # "GIF8"
+    assert len(moving) == (name == "03_forget.ipynb")
+    for picture in moving:
+        browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", picture)
+        first, start = picture.screenshot_as_png, time.monotonic()
+        while picture.screenshot_as_png == first:
+            assert time.monotonic() - start < 60, "the GIF stands still"
