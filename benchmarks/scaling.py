@@ -1,6 +1,6 @@
 """How cost grows: python benchmarks/scaling.py (some minutes on two cores).
 
-Times the helper's own fit(), diagonal_fisher() and selective_amnesia() on random digits and over 200 steps, each in a process
+Times the helper's own fit(), diagonal_fisher() and selective_amnesia() on random digits over 200 steps, each in a process
 of its own: what a step costs does not depend on what was learned. Writes scaling.json, scaling.png and README.md's table.
 """
 

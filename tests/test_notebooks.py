@@ -20,6 +20,7 @@ from conftest import REPOSITORY
 from amnesia import CVAE
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("0*.ipynb"))
+ALL = [*NOTEBOOKS, *sorted((REPOSITORY / "notebooks" / "studies").glob("*.ipynb"))]
 BUDGETS = {"01": {"steps": 600, "batch_size": 64}, "02": {"n_samples": 2000},
            "03": {"steps": 500, "batch_size": 64, "learning_rate": 1e-2, "lam": 0.05}, "04": {"n_per_class": 50}, "05": {}}
 
@@ -181,7 +182,7 @@ def test_a_fim_of_another_model_is_refused(series, tmp_path):
     assert "fim-cvae.pt was not made from this" in error.value.evalue and "02_compute_fim" in error.value.evalue
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 def test_what_is_committed_is_executed_clean_and_small(path):
     notebook = nbformat.read(path, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -197,7 +198,7 @@ def test_committed_figures_are_small():
     assert figures and all(path.suffix in (".png", ".gif") and path.stat().st_size < 400_000 for path in figures)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 def test_every_parameter_is_explained_by_papermill_and_is_a_field_in_colab(path):
     """What `papermill --help-notebook` prints: the comment on the parameter's line, Colab's mark first."""
     cell = next(cell for cell in nbformat.read(path, as_version=4).cells if "parameters" in cell.metadata.get("tags", []))
@@ -229,5 +230,5 @@ def test_the_code_of_the_exercises_runs(series, tmp_path, number):
 
 def test_the_setup_cell_is_the_same_everywhere():
     setups = {next(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.source.startswith("# Setup"))
-              for path in NOTEBOOKS}
+              for path in ALL}
     assert len(setups) == 1

@@ -41,7 +41,7 @@ def test_the_released_run_reaches_its_targets(digit):
     assert result["reference"]["real"]["kept_accuracy"] >= 0.995
 
 
-PAGES = ["README.md", *(f"notebooks/{path.name}" for path in (REPOSITORY / "notebooks").glob("*.ipynb"))]
+PAGES = ["README.md", *(str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "notebooks").rglob("*.ipynb"))]
 
 
 @pytest.mark.parametrize("page", PAGES)

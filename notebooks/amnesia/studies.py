@@ -101,13 +101,17 @@ class Bench:
 
     def sequence(self, forget, seed=0, scale=1.0):
         """Forgets the digits of `forget` one after another, each round from the last one's model and its own Fisher
-        information, with replay of what has not been forgotten so far. Returns {"rounds": [figures after each]}."""
+        information, with replay of what has not been forgotten so far. Returns {"rounds": [figures after each]}, and with
+        them "drawn", four samples of each label forgotten so far: bytes (labels, 4, 28, 28), always from the same z."""
         cvae, fim, rounds = self.cvae, self.fim, []
+        z = torch.randn(4, cvae.latent_dim, generator=torch.Generator().manual_seed(seed)).to(self.device)
         for count, digit in enumerate(forget, 1):
             so_far, kept = forget_set(forget[:count])
             cvae = selective_amnesia(Task(cvae, fim, self.train, *self.tensors([digit], kept), seed, scale))
             fim = diagonal_fisher(cvae, 50_000)
-            rounds.append(self.score(cvae, so_far, kept, seed))
+            labels, = self.tensors(forget[:count])
+            drawn = cvae.generate(labels.repeat_interleave(4), z.repeat(count, 1)).view(count, 4, 28, 28)
+            rounds.append({**self.score(cvae, so_far, kept, seed), "drawn": (drawn * 255).round().byte().tolist()})
         return {"rounds": rounds}
 
     def tensors(self, *lists):
