@@ -15,6 +15,7 @@ import nbformat
 import pytest
 from conftest import REPOSITORY
 from selenium import webdriver
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support import expected_conditions as expected
@@ -52,7 +53,7 @@ def lab(tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}",
-               f"--notebook-dir={home}", "--IdentityProvider.token=", "--LabApp.news_url=",
+               f"--notebook-dir={home}", "--IdentityProvider.token=",
                "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
     env = {**os.environ, "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "AMNESIA_WORKSPACE": str(home)}
     with open(home / "log", "w") as log:
@@ -80,28 +81,36 @@ def browser(tmp_path_factory):
     driver.quit()
 
 
-def click(browser, css, text=""):
-    """Clicks the one element of this kind that shows this text."""
-    def found(browser):
-        matching = [element for element in browser.find_elements(By.CSS_SELECTOR, css) if element.text.startswith(text)]
-        return matching and matching[0].is_displayed() and matching[0]
-    WebDriverWait(browser, PATIENCE).until(found).click()
+def click(wait, css, text=""):
+    """Clicks the element of this kind whose text begins so, once it can be clicked."""
+    def clicked(browser):
+        for element in browser.find_elements(By.CSS_SELECTOR, css):
+            if element.is_displayed() and element.text.startswith(text):
+                element.click()
+                return True
+        return False
+    wait.until(clicked, f"no {text!r} among {css}")
 
 
 def run_all(browser, lab, name):
     """Opens a notebook and runs it by the menu's "Run All Cells"; returns the pictures in its outputs."""
-    browser.get(f"{lab}/tree/notebooks/{name}?reset")
-    wait = WebDriverWait(browser, PATIENCE)
-    wait.until(expected.presence_of_element_located((By.CSS_SELECTOR, ".jp-Notebook .jp-CodeCell")))
-    wait.until(lambda browser: "Idle" in browser.find_element(By.CSS_SELECTOR, ".jp-Notebook-ExecutionIndicator")
-               .get_attribute("data-status").title())
-    click(browser, ".lm-MenuBar-itemLabel", "Run")
-    click(browser, ".lm-Menu-itemLabel", "Run All Cells")
+    wait = WebDriverWait(browser, PATIENCE, ignored_exceptions=[WebDriverException])  # pages change under one's hands
+    error = '[data-mime-type="application/vnd.jupyter.error"]'
     prompts = "return [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(prompt => prompt.textContent)"
-    error = (By.CSS_SELECTOR, '[data-mime-type="application/vnd.jupyter.error"]')
-    wait.until(lambda browser: browser.find_elements(*error)
-               or all(prompt.strip("[]:").isdigit() for prompt in browser.execute_script(prompts)))
-    assert not browser.find_elements(*error), browser.find_element(*error).text
+
+    def finished(browser):
+        for button in browser.find_elements(By.CSS_SELECTOR, ".jp-Dialog .jp-mod-accept"):
+            button.click()  # "Select Kernel": asked of those who run cells before the kernel has started
+        return (browser.find_elements(By.CSS_SELECTOR, error)
+                or all(prompt.strip("[]:").isdigit() for prompt in browser.execute_script(prompts)))
+
+    browser.get(f"{lab}/tree/notebooks/{name}?reset")
+    wait.until(expected.presence_of_element_located((By.CSS_SELECTOR, ".jp-Notebook .jp-CodeCell")))
+    click(wait, ".lm-MenuBar-itemLabel", "Run")
+    click(wait, ".lm-Menu-itemLabel", "Run All Cells")
+    wait.until(finished, "not all cells have run")
+    failed = browser.find_elements(By.CSS_SELECTOR, error)
+    assert not failed, failed[0].text
     return browser.find_elements(By.CSS_SELECTOR, ".jp-OutputArea .jp-RenderedImage img")
 
 

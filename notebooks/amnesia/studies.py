@@ -1,5 +1,7 @@
 """What every run of a study shares: the models and data it starts from, the method it tries, and how it is scored."""
 
+import contextlib
+import os
 import time
 from functools import cache, partial
 
@@ -150,5 +152,6 @@ class Bench:
 
 @cache
 def bench(*arguments):
-    """The Bench of a process."""
-    return Bench(*arguments)
+    """The Bench of a worker process: read once, and without a word, since its output would end up in the notebook's."""
+    with open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):
+        return Bench(*arguments)

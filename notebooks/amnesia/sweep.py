@@ -6,6 +6,7 @@ The log is a text file of JSON lines, one a run, so that a sweep that was stoppe
 import contextlib
 import json
 import os
+import warnings
 
 import joblib
 import torch
@@ -82,6 +83,9 @@ def sweep(run, grid, log, n_jobs=-1, cluster=None, title="sweep"):
     grid = list({key(settings): settings for settings in grid}.values())
     todo = [settings for settings in grid if key(settings) not in log.records()]
     with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        # joblib replaces a worker that has grown by some hundred MB, as one does that has read its data. Nothing is lost.
+        warnings.filterwarnings("ignore", message="A worker stopped while some jobs")
         if cluster:
             from distributed import Client  # only for those who have a cluster
 
