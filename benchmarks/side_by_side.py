@@ -211,7 +211,7 @@ def ours_arithmetic(_):
 
     cvae, rounds = CVAE().to(device()), 300
     train = Digits(torch.randint(256, (60_000, 784), dtype=torch.uint8), torch.randint(10, (60_000,))).to(device())
-    optimizer, scheduler = optimizer_for(cvae, 10 * rounds, 1e-3, "one-cycle", 0.012)
+    optimizer, scheduler = optimizer_for(cvae, 20 * rounds, 1e-3, "one-cycle", 0.012)
     masks = torch.ones(1000, 784, device=device())
     weights = [p.detach() for p in cvae.parameters() if p.ndim == 2]
     inputs, deltas = ([torch.randn(128, w.shape[axis], device=device()) for w in weights] for axis in (1, 0))
@@ -314,7 +314,7 @@ def main():
 
     from amnesia.files import versions
 
-    repeats, parts = (1, (100, 300, 60)) if options.quick else (3, (600, 2000, 200))
+    repeats, parts = (1, (100, 300, 60)) if options.quick else (3, (400, 2000, 150))
     result = {"stages": {}, "versions": versions()}
     for i, (stage, (reference, ours)) in enumerate(STAGES.items()):
         sides = {"reference": [], "ours": []}

@@ -150,7 +150,7 @@ def test_a_notebook_killed_in_the_middle_goes_on_and_ends_with_the_same_bytes(tm
 
 def test_several_digits_another_label_as_surrogate_and_terms_switched_off(series):
     """3 and 8 are to look like 7, with no spring and no replay: quick to learn, ruinous for the rest, and it runs."""
-    choices = {"forget": [8, 3], "surrogate": 7, "lam": 0.0, "gamma": 0.0, "steps": 400, "batch_size": 64,
+    choices = {"forget": [8, 3], "surrogate": 7, "lam": 0.0, "gamma": 0.0, "steps": 800, "batch_size": 64,
                "learning_rate": 1e-2}
     run(NOTEBOOKS[2], series[0], **choices)
     for notebook in NOTEBOOKS[3:]:
