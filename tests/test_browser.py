@@ -18,7 +18,6 @@ from selenium import webdriver
 from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
-from selenium.webdriver.support import expected_conditions as expected
 from selenium.webdriver.support.wait import WebDriverWait
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -53,7 +52,7 @@ def lab(tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}",
-               f"--notebook-dir={home}", "--IdentityProvider.token=",
+               f"--notebook-dir={home}", "--IdentityProvider.token=", "--LabApp.expose_app_in_browser=True",
                "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
     env = {**os.environ, "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "AMNESIA_WORKSPACE": str(home)}
     with open(home / "log", "w") as log:
@@ -99,13 +98,13 @@ def run_all(browser, lab, name):
     prompts = "return [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(prompt => prompt.textContent)"
 
     def finished(browser):
-        for button in browser.find_elements(By.CSS_SELECTOR, ".jp-Dialog .jp-mod-accept"):
-            button.click()  # "Select Kernel": asked of those who run cells before the kernel has started
         return (browser.find_elements(By.CSS_SELECTOR, error)
                 or all(prompt.strip("[]:").isdigit() for prompt in browser.execute_script(prompts)))
 
     browser.get(f"{lab}/tree/notebooks/{name}?reset")
-    wait.until(expected.presence_of_element_located((By.CSS_SELECTOR, ".jp-Notebook .jp-CodeCell")))
+    kernel = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel"
+    ready = f"return {kernel}?.connectionStatus == 'connected' && {kernel}.status == 'idle'"
+    wait.until(lambda browser: browser.execute_script(ready), "no kernel")  # before that, Lab would ask which one to use
     click(wait, ".lm-MenuBar-itemLabel", "Run")
     click(wait, ".lm-Menu-itemLabel", "Run All Cells")
     wait.until(finished, "not all cells have run")
