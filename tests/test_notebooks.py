@@ -150,7 +150,7 @@ def test_a_notebook_killed_in_the_middle_goes_on_and_ends_with_the_same_bytes(tm
 
 def test_several_digits_another_label_as_surrogate_and_terms_switched_off(series):
     """3 and 8 are to look like 7, with no spring and no replay: quick to learn, ruinous for the rest, and it runs."""
-    choices = {"forget": [8, 3], "surrogate": 7, "lam": 0.0, "gamma": 0.0, "steps": 800, "batch_size": 64,
+    choices = {"forget": [8, 3], "surrogate": 7, "lam": 0.0, "gamma": 0.0, "steps": 400, "batch_size": 64,
                "learning_rate": 1e-2}
     run(NOTEBOOKS[2], series[0], **choices)
     for notebook in NOTEBOOKS[3:]:
@@ -158,8 +158,9 @@ def test_several_digits_another_label_as_surrogate_and_terms_switched_off(series
     terms = load(series, "amnesiac-3-8.pt")["metrics"]["terms"]
     assert terms["remember"].abs().sum() == terms["protect"].abs().sum() == 0
     assert terms["forget"][-10:].mean() < terms["forget"][:10].mean()
-    confusion = json.loads((series[0] / "checkpoints" / "evaluation-3-8.json").read_text())["amnesiac"]["confusion"]
-    assert confusion[3][7] + confusion[8][7] > 50  # of 100
+    result = json.loads((series[0] / "checkpoints" / "evaluation-3-8.json").read_text())
+    before, after = (sum(result[title]["confusion"][asked][7] for asked in (3, 8)) for title in ("original", "amnesiac"))
+    assert after > 30 and after > 3 * before  # of 100
 
 
 @pytest.mark.parametrize(("number", "parameters", "message"), [
