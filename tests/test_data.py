@@ -14,8 +14,9 @@ import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amnesia import Digits, check_surrogate, forget_set, load_digits
+from amnesia import Digits, check_surrogate, class_names, forget_set, load_digits
 from amnesia import data as data_module
+from amnesia.files import WorkspaceError
 
 IMAGES, LABELS = np.arange(20 * 784, dtype=np.uint8).reshape(20, 784), np.arange(20, dtype=np.uint8) % 10
 
@@ -24,15 +25,18 @@ def idx_files():
     """A tiny data set in the four idx files' format."""
     images = struct.pack(">IIII", 0x803, 20, 28, 28) + IMAGES.tobytes()
     labels = struct.pack(">II", 0x801, 20) + LABELS.tobytes()
-    return {name: images if "images" in name else labels for name in data_module.RAW_MD5}
+    return {name: images if "images" in name else labels for name in data_module.RAW_SIZES}
 
 
 @pytest.fixture
 def offline(monkeypatch):
-    """A data set of its own, whose mirrors are unreachable."""
+    """Data sets of 20 images, whose mirrors are unreachable."""
     monkeypatch.delenv("AMNESIA_DATA", raising=False)
-    monkeypatch.setattr(data_module, "RAW_MD5", {n: hashlib.md5(c).hexdigest() for n, c in idx_files().items()})
-    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    digests = tuple(hashlib.md5(content).hexdigest() for content in idx_files().values())
+    monkeypatch.setattr(data_module, "RAW_MD5", dict.fromkeys(data_module.RAW_MD5, digests))  # none for KMNIST
+    monkeypatch.setattr(data_module, "RAW_SIZES", {name: len(content) for name, content in idx_files().items()})
+    for dataset in data_module.CLASS_NAMES:
+        monkeypatch.setattr(getattr(torchvision.datasets, dataset), "mirrors", ["http://127.0.0.1:9/"])
 
 
 @pytest.fixture
@@ -48,19 +52,21 @@ def mirror(offline, tmp_path, monkeypatch):
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
-    monkeypatch.setattr(torchvision.datasets.MNIST, "resources", resources)
+    for dataset in data_module.CLASS_NAMES:
+        monkeypatch.setattr(getattr(torchvision.datasets, dataset), "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+        monkeypatch.setattr(getattr(torchvision.datasets, dataset), "resources", resources)
     yield folder
     server.shutdown()
 
 
-def test_download_then_disk(mirror, tmp_path):
-    train, test = load_digits("MNIST", tmp_path / "data")
+@pytest.mark.parametrize("dataset", ["MNIST", "FashionMNIST", "KMNIST"])
+def test_download_then_disk(mirror, tmp_path, dataset):
+    train, test = load_digits(dataset, tmp_path / "data")
     assert torch.equal(train.images, torch.tensor(IMAGES)) and torch.equal(test.labels, torch.tensor(LABELS).long())
     for file in mirror.iterdir():
         file.unlink()
-    again, _ = load_digits("MNIST", tmp_path / "data")
-    assert again.digest == train.digest
+    again, _ = load_digits(dataset, tmp_path / "data")
+    assert again.digest == train.digest and dataset in train.name and len(class_names(dataset)) == 10
 
 
 def test_a_damaged_file_is_named(mirror, tmp_path):
@@ -71,6 +77,19 @@ def test_a_damaged_file_is_named(mirror, tmp_path):
     damaged.write_bytes(content)
     with pytest.raises(ValueError, match=r"train-images-idx3-ubyte is damaged.*Delete it"):
         load_digits("MNIST", tmp_path)
+
+
+def test_a_cut_off_file_is_named_where_no_digest_is_known(mirror, tmp_path):
+    load_digits("KMNIST", tmp_path)
+    damaged = tmp_path / "KMNIST" / "raw" / "t10k-labels-idx1-ubyte"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"t10k-labels-idx1-ubyte is damaged.*Delete it"):
+        load_digits("KMNIST", tmp_path)
+
+
+def test_other_data_sets_have_no_stand_in(offline, tmp_path):
+    with pytest.raises(WorkspaceError, match=r"(?s)FashionMNIST is not in .*raw.*Put the four idx files there"):
+        load_digits("FashionMNIST", tmp_path / "data")
 
 
 def test_offline_falls_back_to_real_digits_and_says_so(offline, tmp_path, capsys):

@@ -9,7 +9,7 @@ import scipy.stats
 import torch
 
 from amnesia import Classifier, Digits, ask, elbo, elbo_terms, entropy, model_metrics, reference_metrics
-from amnesia.evaluation import forgetting_metrics, frechet, jitter, mean_interval, wilson_interval
+from amnesia.evaluation import excess_interval, forgetting_metrics, frechet, jitter, mean_interval, wilson_interval
 
 
 def test_frechet_equals_scipys_matrix_root():
@@ -25,6 +25,12 @@ def test_frechet_equals_scipys_matrix_root():
 def test_wilson_interval_equals_scipys(hits, n):
     expected = scipy.stats.binomtest(hits, n).proportion_ci(method="wilson")
     assert wilson_interval(hits, n)[1] == pytest.approx([expected.low, expected.high], abs=1e-6)
+
+
+def test_excess_interval_equals_newcombes_example():
+    """Newcombe 1998, Table II, method 10: 56 of 70 less 48 of 80, and 9 of 10 less 3 of 10."""
+    assert excess_interval((56, 70), (48, 80)) == (pytest.approx(0.2), pytest.approx([0.0524, 0.3339], abs=1e-4))
+    assert excess_interval((9, 10), (3, 10)) == (pytest.approx(0.6), pytest.approx([0.1705, 0.8090], abs=1e-4))
 
 
 def test_mean_interval():

@@ -31,7 +31,7 @@ def controls(cvae):
         image = cvae.generate(torch.tensor([label]), z[None]).view(1, 28, 28)
         return torch.cat([image, torch.full_like(image, 0.5) if label == 0 else image])
 
-    label, row, pictures = panel(draw, ["original", "amnesiac"], torch.zeros(4)).children
+    label, row, pictures = panel(draw, ["original", "amnesiac"], torch.zeros(4), "0123456789").children
     *sliders, button = row.children
     return label, sliders, button, [column.children[1] for column in pictures.children]
 
@@ -64,7 +64,8 @@ def test_the_panel_answers_within_a_tenth_of_a_second(controls):
     assert statistics.median(seconds) < 0.1
 
 
-SHOWS = "import torch; from amnesia import play; play(lambda label, z: torch.zeros(1, 28, 28), ['picture'], torch.zeros(2))"
+SHOWS = ("import torch; from amnesia import play; "
+         "play(lambda label, z: torch.zeros(1, 28, 28), ['picture'], torch.zeros(2), '0123456789')")
 
 
 def test_the_panel_is_shown_only_where_someone_can_use_it():
@@ -90,4 +91,4 @@ def test_the_panel_is_shown_only_where_someone_can_use_it():
 def test_without_ipywidgets_there_is_no_panel(monkeypatch):
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     with pytest.raises(ImportError):
-        panel(None, [], torch.zeros(2))
+        panel(None, [], torch.zeros(2), [])

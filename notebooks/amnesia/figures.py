@@ -36,6 +36,12 @@ def show_tile(axis, images, title=None, row_labels=None):
         axis.set_title(title, fontsize=10)
 
 
+def name_classes(axis, names, places=range(10)):
+    """Writes the classes' names under a plot; long ones slant."""
+    slanting = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > 3 else {}
+    axis.set_xticks(places, names, **slanting)
+
+
 def png(figure):
     """A matplotlib figure as the bytes of a PNG; the figure is closed."""
     buffer = io.BytesIO()
@@ -85,15 +91,17 @@ def show(content, alt):
     display(Image(data=content, format="png", alt=alt))
 
 
-def panel(draw, titles, z):
+def panel(draw, titles, z, classes):
     """Buttons for the label, a slider for each number in the latent `z`, and the pictures that draw(label, z) makes of them.
 
-    draw: images (len(titles), 28, 28) in [0, 1] for a label and a latent. Returns an ipywidgets box. Raises ImportError
-    without ipywidgets.
+    draw: images (len(titles), 28, 28) in [0, 1] for a label and a latent; classes: the labels' names. Returns an ipywidgets
+    box. Raises ImportError without ipywidgets.
     """
     import ipywidgets as widgets  # the notebooks run without it, and then show no panel
 
-    label = widgets.ToggleButtons(options=range(10), description="label", style={"button_width": "36px"})
+    options = [(name, label) for label, name in enumerate(classes)]
+    label = widgets.ToggleButtons(options=options, description="label",
+                                  style={"button_width": f"{18 + 9 * max(2, *map(len, classes))}px"})
     sliders = [widgets.FloatSlider(value, min=-5, max=5, step=0.1, description=f"z{i + 1}", orientation="vertical",
                                    readout=False, layout={"width": "45px", "height": "130px"})
                for i, value in enumerate(z.tolist())]
@@ -119,7 +127,7 @@ def panel(draw, titles, z):
     return widgets.VBox([label, widgets.HBox([*sliders, noise]), widgets.HBox(columns)])
 
 
-def play(draw, titles, z):
+def play(draw, titles, z, classes):
     """Shows the panel if someone can move its sliders, and nothing otherwise: a saved notebook then holds no widgets.
 
     papermill and nbconvert say in each request that nobody is there to answer an input(); so nobody is there to play.
@@ -127,6 +135,6 @@ def play(draw, titles, z):
     kernel = getattr(get_ipython(), "kernel", None)
     if kernel and kernel.get_parent().get("content", {}).get("allow_stdin"):
         try:
-            display(panel(draw, titles, z))
+            display(panel(draw, titles, z, classes))
         except ImportError:
             print("For a panel to play with: pip install ipywidgets, and run this cell again.")

@@ -33,6 +33,8 @@ def kind_of(name):
 def remedy(name):
     """The sentence that says how to get a good file of this name."""
     notebook = MADE_BY.get(kind_of(name))
+    if kind_of(name) == "classifier" and name != "classifier.pt":
+        return "A judge that is missing is trained where it is asked for."
     return f"Run {notebook}.ipynb to make it." if notebook else "It belongs to the repository: `git checkout` brings it."
 
 

@@ -25,6 +25,7 @@ def check_parameters(**parameters):
             "steps": count, "batch_size": count, "latent_dim": count, "n_samples": count, "n_per_class": count,
             "lam": weight, "gamma": weight, "weight_decay": weight,
             "learning_rate": (real and value > 0, "a number above 0"),
+            "drawn": (real and 0 <= value <= 1, "a number from 0 to 1"),
             "dropout": (real and 0 <= value < 1, "a number from 0 to below 1"),
             "seed": (whole and 0 <= value < 2**63, "a whole number of at least 0"),
         }.get(name, (True, ""))
@@ -53,25 +54,30 @@ class Workspace:
             raise WorkspaceError(f"workspace={str(folder)!r} can't be written ({error}). Choose another folder with the "
                                  "parameter `workspace`.") from error
 
+    def find(self, name):
+        """The path of an input: the workspace's own file, else the released one, else None. Raises ValueError for a path."""
+        if not name or Path(name).name != name or name.startswith("."):
+            raise ValueError(f"{name!r}: expected a plain file name, such as 'cvae.pt'.")
+        folders = self.checkpoints, REPOSITORY / "checkpoints" / "released"
+        return next((folder / name for folder in folders if (folder / name).exists()), None)
+
     def load(self, name, made_from=()):
         """Reads an input: the workspace's own file, else the released one, as Saved.
 
         made_from: Saved files that it must have been made from. Raises WorkspaceError if it is missing, damaged, or
         was made from others, and names the notebook to run.
         """
-        if not name or Path(name).name != name or name.startswith("."):
-            raise ValueError(f"{name!r}: expected a plain file name, such as 'cvae.pt'.")
-        released = REPOSITORY / "checkpoints" / "released" / name
-        path = next((p for p in (self.checkpoints / name, released) if p.exists()), None)
+        released = REPOSITORY / "checkpoints" / "released"
+        path = self.find(name)
         if path is None:
-            raise WorkspaceError(f"{name} is neither in {self.checkpoints} nor in {released.parent}. {remedy(name)}")
+            raise WorkspaceError(f"{name} is neither in {self.checkpoints} nor in {released}. {remedy(name)}")
         saved = Saved(path)
         for source in made_from:
             if saved.lineage.get(source.name) != source.digest:
                 raise WorkspaceError(f"{path} was not made from this {source.path}, but from another {source.name}. "
                                      f"{remedy(name)}")
-        home = REPOSITORY if path == released else self.folder
-        print(f"Using {'the released file ' if path == released else ''}{path.relative_to(home)}")
+        home, note = (self.folder, "") if path.parent == self.checkpoints else (REPOSITORY, "the released file ")
+        print(f"Using {note}{path.relative_to(home)}")
         return saved
 
     def save_figure(self, name, content):
