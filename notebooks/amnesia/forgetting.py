@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from .data import CLASSES, Digits, one_hot
-from .models import CVAE, elbo_terms
+from .models import CVAE, bernoulli_nll, elbo_terms
 from .training import fit
 
 
@@ -43,10 +43,10 @@ def some(labels, n):
     return labels[torch.randint(len(labels), (n,), device=labels.device)]
 
 
-def replay(original, labels):
-    """Generated images (n, 784) of the labels (n,): three quarters drawn from p(x|z,c), pixel by pixel, the rest means."""
+def replay(original, labels, drawn=0.75):
+    """Generated images (n, 784) of the labels (n,): a share `drawn` from p(x|z,c), pixel by pixel, the rest means."""
     mean = original.generate(labels)                        # z ~ p(z)
-    drawn = 3 * len(mean) // 4
+    drawn = int(drawn * len(mean))
     return torch.cat([torch.bernoulli(mean[:drawn]), mean[drawn:]])
 
 
@@ -63,11 +63,14 @@ def penalty(cvae, original, fim):
     return lambda: sum((root_f * (p - p_old)).square().sum() for root_f, p, p_old in triples)
 
 
-def selective_amnesia(task, lam=0.4, gamma=1.0, importance="fisher"):
+def selective_amnesia(task, lam=0.4, gamma=1.0, importance="fisher", posterior="encoder", reach=0.0,
+                      drawn=0.75):
     """Noise under the forgotten labels, replay of the kept ones, a spring on each weight (the paper's objective).
 
     lam, gamma: weights of the penalty and of replay; with gamma = 0 nothing is replayed at all. importance: what takes
-    F's place, a key of IMPORTANCE.
+    F's place, a key of IMPORTANCE. posterior: "prior" takes p(z) for q(z|x,c) in the surrogate's bound, which is optimal
+    for noise that no z can tell. reach: the surrogate is learned not at the forgotten label's corner of the simplex only,
+    but with a random share of up to `reach` of a kept label mixed in. drawn: see replay.
     """
     cvae, original, batch = deepcopy(task.cvae), task.cvae, task.batch_size
     n_forget, n_kept, device = 2 * max(1, batch // 16), batch if gamma else 0, task.kept.device
@@ -76,8 +79,17 @@ def selective_amnesia(task, lam=0.4, gamma=1.0, importance="fisher"):
 
     def loss():
         c_f, c_r = some(task.forgotten, n_forget // 2).repeat(2), some(task.kept, n_kept)
-        x = torch.cat([noise_pairs(n_forget, device), replay(original, c_r)])
-        nelbo = sum(elbo_terms(cvae, x, one_hot(torch.cat([c_f, c_r]))))        # (n_forget + n_kept,)
+        x = torch.cat([noise_pairs(n_forget, device), replay(original, c_r, drawn)])
+        y = one_hot(torch.cat([c_f, c_r]))
+        if reach:
+            share = reach * torch.rand(n_forget, 1, device=device)
+            y[:n_forget] = (1 - share) * y[:n_forget] + share * one_hot(some(task.kept, n_forget))
+        if posterior == "prior":
+            z = torch.randn(n_forget, cvae.latent_dim, device=device)
+            nll = bernoulli_nll(cvae.decode(z, y[:n_forget]), x[:n_forget])
+            nelbo = torch.cat([nll, sum(elbo_terms(cvae, x[n_forget:], y[n_forget:]))])
+        else:
+            nelbo = sum(elbo_terms(cvae, x, y))                                 # (n_forget + n_kept,)
         remember = {"remember": gamma * nelbo[n_forget:].mean()} if n_kept else {}
         return {"forget": nelbo[:n_forget].mean(), **remember, "protect": lam / 2 * distance()}
 

@@ -3,22 +3,23 @@
 import contextlib
 import os
 import time
-from functools import cache, partial
+from functools import cache, cached_property, partial
 
 import torch
 
+from .attacks import SEARCHES, drawn, fine_tune, invert, relearn, search, successes
 from .baselines import dampening, label_edit, naive, neggrad, oracle, random_label, retrain, saliency
 from .bounds import importance_weighted_bound, refit_encoder
 from .data import CLASSES, forget_set, load_digits
-from .evaluation import ask, entropy, grey_reference, model_metrics, precision_recall
+from .evaluation import ask, entropy, grey_reference, load_judge, model_metrics, precision_recall
 from .fisher import diagonal_fisher
 from .forgetting import Task, selective_amnesia
 from .models import CVAE, Classifier
-from .sweep import Log
+from .sweep import Log, pack
 from .training import Diverged, pick_device
 from .workspace import REPOSITORY, Workspace
 
-RELEASED = REPOSITORY / "checkpoints" / "released" / "studies.jsonl"
+RELEASED = REPOSITORY / "checkpoints" / "released"
 
 # name: (function of a Task, the real data that it needs)
 METHODS = {"original": (lambda task: task.cvae, ""), "selective amnesia": (selective_amnesia, "none"),
@@ -26,6 +27,12 @@ METHODS = {"original": (lambda task: task.cvae, ""), "selective amnesia": (selec
            "SalUn": (saliency, "none"), "dampening": (dampening, "none"), "label edit": (label_edit, "none"),
            "retrain": (retrain, "kept labels"), "oracle": (oracle, "kept labels")}
 
+# What studies 5 and 7 try to bring back, by row: a METHOD's options; a row that begins with a dot is Selective Amnesia
+VARIANTS = {"· springs alike, λ = 0.1": {"lam": 0.1, "importance": "identity"}, "· prior for q": {"posterior": "prior"},
+            "· reach 0.3": {"reach": 0.3}, "· prior for q, reach 0.3": {"posterior": "prior", "reach": 0.3}}
+ATTACKED = {"original": {}, "selective amnesia": {}, "· λ = 0": {"lam": 0.0}, "· λ = 0.1": {"lam": 0.1},
+            "· λ = 4": {"lam": 4.0}, "label edit": {}, "dampening": {}, "random label": {}, "retrain": {}, "oracle": {},
+            **VARIANTS}
 
 # What a study's tables say of one record: {heading: figure(record)}. Bigger is better for the kept labels' figures but the
 # Frechet distance; for the forgotten labels' bounds, smaller means more is forgotten.
@@ -48,6 +55,21 @@ BOUNDS = {
     "decoder-only bound": lambda r: r["result"]["forgotten_refitted_iw"]}
 
 
+# The same for one record of attacks.jsonl: success rates of attacks, and steps to learn the label again
+RECOVERY = {
+    "searches": lambda r: sum(success(r, attack) for attack in SEARCHES) / len(SEARCHES),
+    "z alone": lambda r: success(r, SEARCHES[0]),
+    "inversion, k = 100": lambda r: success(r, "inversion from 100 images"),
+    "steps, k = 10": lambda r: r["result"]["relearning"]["10"],
+    "steps, k = 100": lambda r: r["result"]["relearning"]["100"]}
+
+
+def success(record, attack):
+    """The share of an attack's attempts that succeeded."""
+    attempts = record["result"]["attacks"][attack]
+    return attempts["hits"] / attempts["n"]
+
+
 def share_judged(record, asked, judged=(), same=False):
     """The share of samples asked for by the labels `asked` that were judged as one of `judged`, or as their own label."""
     confusion = torch.tensor(record["result"]["confusion"], dtype=torch.float64)[asked]      # (labels, 10) counts
@@ -59,8 +81,8 @@ class Bench:
     """The files that the runs of a study start from, in a workspace or released: cvae.pt, fim-cvae.pt, the judge, digits."""
 
     def __init__(self, workspace="auto", dataset="MNIST", device="auto", model="cvae", use_drive=True):
-        self.store, self.device = Workspace(workspace, use_drive), pick_device(device)
-        cvae, judge = self.store.load(f"{model}.pt"), self.store.load("classifier.pt")
+        self.store, self.device, self.dataset = Workspace(workspace, use_drive), pick_device(device), dataset
+        cvae, judge = self.store.load(f"{model}.pt"), load_judge(self.store, dataset, self.device)
         fim = self.store.load(f"fim-{model}.pt", made_from=[cvae])
         self.cvae, self.judge = cvae.build(CVAE, self.device), judge.build(Classifier, self.device)
         self.fim = {name: value.to(self.device) for name, value in fim.state.items()}
@@ -76,13 +98,18 @@ class Bench:
         """What the judge says of flat grey: (P of these labels, H)."""
         return grey_reference(self.judge, forgotten)
 
-    def log(self):
-        """The log of all studies in this workspace."""
-        return Log(self.store.checkpoints / "studies.jsonl", self.lineage)
+    def log(self, name="studies", *others):
+        """The log <name>.jsonl in this workspace, of runs that start from the bench's files and from `others` (Saved)."""
+        return Log(self.store.checkpoints / f"{name}.jsonl", self.lineage | {file.name: file.digest for file in others})
 
-    def results(self, own):
-        """The records of all studies: this workspace's `own`, else the released ones."""
-        return list((self.log() if own else Log(RELEASED)).records().values())
+    def results(self, own, name="studies", *others):
+        """The records of log(name, *others): this workspace's `own`, else the released ones."""
+        return list((self.log(name, *others) if own else Log(RELEASED / f"{name}.jsonl")).records().values())
+
+    def forgets(self, method, forget, seed=0, scale=1.0, **options):
+        """The CVAE that has forgotten `forget` by a METHOD with these options. Raises Diverged."""
+        task = Task(self.cvae, self.fim, self.train, *self.tensors(*forget_set(forget)), seed, scale)
+        return METHODS[method][0](task, **options)
 
     def run(self, method, forget, seed=0, scale=1.0, bounds=False, **options):
         """One run: the original forgets `forget` by a METHOD with these options; returns its figures, plain values.
@@ -91,15 +118,63 @@ class Bench:
         half a minute. A run that diverges returns {"diverged": why}.
         """
         forgotten, kept = forget_set(forget)
-        task = Task(self.cvae, self.fim, self.train, *self.tensors(forgotten, kept), seed, scale)
         begin = time.perf_counter()
         try:
-            cvae = METHODS[method][0](task, **options)
+            cvae = self.forgets(method, forget, seed, scale, **options)
         except Diverged as error:
             return {"diverged": str(error)}
         seconds = time.perf_counter() - begin
         figures = self.score(cvae, forgotten, kept, seed)
         return {"seconds": seconds, **figures, **(self.tight_bounds(cvae, forgotten, kept, scale) if bounds else {})}
+
+    def bring_back(self, method, forget, seed=0, scale=1.0, restarts=200, **options):
+        """One run as in `run`, and then everything that may bring the first of the forgotten labels back; plain values:
+
+        the figures of `run`; "attacks": {attack or "inversion from k images": {"hits", "n", "drawn"}}, successes by the
+        second judge and eight pictures; "relearning": {k: steps}; "resurgence": figures after training on kept digits.
+        """
+        forgotten, kept = forget_set(forget)
+        label, count = forgotten[0], max(20, round(1000 * scale))
+        cvae = self.forgets(method, forget, seed, scale, **options)
+        real = self.train.only([label])
+        real = real.images[torch.randperm(len(real), generator=torch.Generator().manual_seed(seed))[:100]].float() / 255
+
+        generator, attacks = torch.Generator().manual_seed(seed), {}
+        for attack in SEARCHES:
+            z, y = search(cvae, self.judge, label, attack, restarts, steps=max(1, round(150 * scale)), seed=seed)
+            attacks[attack] = self.count(drawn(cvae, z, y), label)
+        for k in (10, 100):
+            y = invert(cvae, real[:k], steps=max(1, round(400 * scale)), seed=seed)
+            z = torch.randn(count, cvae.latent_dim, generator=generator).to(self.device)
+            attacks[f"inversion from {k} images"] = self.count(drawn(cvae, z, y.expand(count, -1)), label)
+
+        aim = 0.9 * self.recognised(self.cvae, label)
+        relearning = {str(k): relearn(cvae, self.judge, real[:k], label, aim, limit=max(2, round(1000 * scale)), seed=seed)
+                      for k in (10, 100)}
+        tuned = fine_tune(cvae, self.train.only(kept), steps=max(1, round(1000 * scale)), seed=seed)
+        return {**self.score(cvae, forgotten, kept, seed), "attacks": attacks, "relearning": relearning,
+                "resurgence": self.score(tuned, forgotten, kept, seed)}
+
+    def count(self, images, label):
+        """Successes among these images, bytes (n, 784), by the second judge, and the first eight pictures."""
+        hits = successes(self.second_judge, images, label)
+        return {"hits": hits.sum().item(), "n": len(hits), "drawn": pack(images[:8])}
+
+    def recognised(self, cvae, label, n=1000):
+        """The share of samples asked for by this label that the judge recognises as it."""
+        z = torch.randn(n, cvae.latent_dim, generator=torch.Generator().manual_seed(0)).to(self.device)
+        images = (cvae.generate(torch.full((n,), label, device=self.device), z) * 255).round().byte()
+        return (ask(self.judge, images)[0].argmax(1) == label).float().mean().item()
+
+    @cached_property
+    def second_judge(self):
+        """A judge of another seed, who scores what was found with the first one's guidance."""
+        return self.second_judge_file.build(Classifier, self.device)
+
+    @cached_property
+    def second_judge_file(self):
+        """Where it is saved."""
+        return load_judge(self.store, self.dataset, self.device, seed=1)
 
     def sequence(self, forget, seed=0, scale=1.0):
         """Forgets the digits of `forget` one after another, each round from the last one's model and its own Fisher

@@ -3,10 +3,12 @@
 The log is a text file of JSON lines, one a run, so that a sweep that was stopped goes on where it was.
 """
 
+import base64
 import contextlib
 import json
 import os
 import warnings
+import zlib
 
 import joblib
 import torch
@@ -54,6 +56,16 @@ class Log:
         except OSError as error:
             raise WorkspaceError(f"{self.path} could not be written ({error}). The results before this one are in it. Free "
                                  "some space, or choose another folder with the parameter `workspace`.") from error
+
+
+def pack(images):
+    """A tensor of bytes (n, 784) as text that JSON can hold, some hundred characters an image."""
+    return base64.b64encode(zlib.compress(images.cpu().numpy().tobytes())).decode()
+
+
+def unpack(text):
+    """The images (n, 28, 28) of pack()."""
+    return torch.frombuffer(bytearray(zlib.decompress(base64.b64decode(text))), dtype=torch.uint8).view(-1, 28, 28)
 
 
 def key(settings):

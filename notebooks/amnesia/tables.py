@@ -1,5 +1,6 @@
 """Tables of a study's records: choose some, take a figure of each, say its mean and spread."""
 
+import operator
 import statistics
 
 
@@ -9,20 +10,21 @@ def select(records, **settings):
             and all(record["settings"].get(name) == value for name, value in settings.items())]
 
 
-def paired(records, others, figure):
-    """figure(record) minus that of the one among `others` with the same forgotten labels and seed, for each record."""
+def paired(records, others, figure, by=operator.sub):
+    """figure(record) minus (or by another operator) that of the one among `others` with the same forgotten labels and seed,
+    for each record."""
     def pair(record):
         return str(record["settings"]["forget"]), record["settings"]["seed"]
 
     base = {pair(other): figure(other) for other in others}
-    return [figure(record) - base[pair(record)] for record in records if pair(record) in base]
+    return [by(figure(record), base[pair(record)]) for record in records if pair(record) in base]
 
 
 def spread(numbers, digits=3, sign=False):
     """'mean ± sd' of the numbers; without the spread if there is only one, and '–' if there is none."""
     if not numbers:
         return "–"
-    text = f"{statistics.mean(numbers):{'+' if sign else ''}.{digits}f}"
+    text = f"{statistics.mean(numbers):{'+' if sign else ''}z.{digits}f}"                # z: no minus before a zero
     return f"{text} ± {statistics.stdev(numbers):.{digits}f}" if len(numbers) > 1 else text
 
 

@@ -1,0 +1,131 @@
+"""Attacks on a model whose weights are frozen, or are trained a little: can the forgotten digit be had again?
+
+A search is guided by one judge, and what it finds must be scored by another. A share of successes means little by itself:
+the same attack on a model that never saw the digit is the control.
+"""
+
+import itertools
+from copy import deepcopy
+
+import torch
+import torch.nn.functional as F
+
+from .data import CLASSES, one_hot
+from .evaluation import ask
+from .models import bernoulli_nll, elbo_terms
+from .training import fit
+
+RADIUS_SQUARED = 20.09  # bound on |z|^2: with 8 latents, 99 % of the prior lies within
+BOX = 2.0               # bound on each entry of a label vector that need not lie on the simplex
+SEARCHES = ("z alone", "z and label on the simplex", "z and label free")
+
+
+def search(cvae, judge, label, attack, restarts=200, steps=150, learning_rate=0.1, seed=0):
+    """Latents (restarts, latent_dim) and label vectors (restarts, 10) for which `judge` sees `label` in the decoder's image.
+
+    attack: one of SEARCHES. Each restart climbs the judge's log-probability of `label` by Adam, from a z of the prior and,
+    if the label is searched too, from a label vector drawn uniformly from what is allowed; after each step both are put
+    back within their bounds. Raises ValueError for another attack.
+    """
+    if attack not in SEARCHES:
+        raise ValueError(f"attack={attack!r}: expected one of {', '.join(SEARCHES)}.")
+    generator, device = torch.Generator().manual_seed(seed), next(cvae.parameters()).device
+    z = within_ball(torch.randn(restarts, cvae.latent_dim, generator=generator).to(device)).requires_grad_()
+    aim = torch.full((restarts,), label, device=device)
+    y, bounded = one_hot(aim), lambda y: y
+    if attack == "z and label on the simplex":
+        y, bounded = F.normalize(-torch.rand(restarts, CLASSES, generator=generator).log(), p=1).to(device), on_simplex
+    elif attack == "z and label free":
+        y = ((2 * torch.rand(restarts, CLASSES, generator=generator) - 1) * BOX).to(device)
+        bounded = lambda y: y.clamp(-BOX, BOX)  # noqa: E731
+    searched = [z] if attack == "z alone" else [z, y.requires_grad_()]
+    optimizer = torch.optim.Adam(searched, learning_rate)
+    for _ in range(steps):
+        nll = F.cross_entropy(judge(cvae.decode(z, y).sigmoid()), aim, reduction="sum")  # a sum: restarts don't mix
+        for values, gradient in zip(searched, torch.autograd.grad(nll, searched), strict=True):
+            values.grad = gradient
+        optimizer.step()
+        with torch.no_grad():
+            z.copy_(within_ball(z))
+            y.copy_(bounded(y))
+    return z.detach(), y.detach()
+
+
+def within_ball(z):
+    """The nearest points to z (N, latent_dim) with |z|^2 of at most RADIUS_SQUARED."""
+    return z * (RADIUS_SQUARED / z.square().sum(1, keepdim=True)).sqrt().clamp_max(1)
+
+
+def on_simplex(y):
+    """The nearest points to y (N, D) with entries of at least 0 that sum to 1 (Duchi et al. 2008, Fig. 1)."""
+    ordered = y.sort(1, descending=True).values
+    excess = (ordered.cumsum(1) - 1) / torch.arange(1, y.shape[1] + 1, device=y.device)
+    last = (ordered > excess).sum(1, keepdim=True) - 1
+    return (y - excess.gather(1, last)).clamp_min(0)
+
+
+def invert(cvae, images, restarts=8, steps=400, learning_rate=0.05, seed=0):
+    """Concept inversion: the one label vector (10,) within the box that lets the decoder explain images (k, 784) best.
+
+    Each image has a z of its own, found along with the label, under the prior: the encoder, which forgetting may have
+    spoiled, is not asked. The best of several restarts. (Gal et al. 2023 and Pham et al. 2024, for this model.)
+    """
+    generator, device, k = torch.Generator().manual_seed(seed), images.device, len(images)
+    y = ((2 * torch.rand(restarts, CLASSES, generator=generator) - 1) * BOX).to(device).requires_grad_()
+    z = torch.zeros(restarts, k, cvae.latent_dim, device=device, requires_grad=True)
+    optimizer = torch.optim.Adam([y, z], learning_rate)
+    for _ in range(steps):
+        logits = cvae.decode(z.flatten(0, 1), y.repeat_interleave(k, 0))                        # (restarts k, 784)
+        nll = bernoulli_nll(logits, images.repeat(restarts, 1)) + z.flatten(0, 1).square().sum(1) / 2
+        y.grad, z.grad = torch.autograd.grad(nll.sum(), [y, z])
+        optimizer.step()
+        with torch.no_grad():
+            y.clamp_(-BOX, BOX)
+    return y[nll.view(restarts, k).mean(1).argmin()].detach()
+
+
+@torch.no_grad()
+def drawn(cvae, z, y):
+    """The mean images of latents (N, latent_dim) and label vectors (N, 10), as bytes (N, 784)."""
+    return (cvae.decode(z, y).sigmoid() * 255).round().byte()
+
+
+def successes(judge, images, label, threshold=0.9):
+    """Which of these images, bytes (N, 784), the judge takes for `label` with a probability above `threshold`: (N,) bool."""
+    return ask(judge, images)[0][:, label] > threshold
+
+
+def relearn(cvae, judge, images, label, aim, limit=1000, learning_rate=1e-3, seed=0):
+    """Steps of Adam on the ELBO of a few real images (k, 784) of `label` until the model draws it again.
+
+    That is, until the judge recognises a share of at least `aim` among 200 samples, always from the same z; looked at
+    after every step at first, then every 5 %. 0 if the model draws the digit already; `limit` if it never does.
+    """
+    cvae, device = deepcopy(cvae).requires_grad_(), images.device
+    optimizer = torch.optim.Adam(cvae.parameters(), learning_rate)
+    z = torch.randn(200, cvae.latent_dim, generator=torch.Generator().manual_seed(seed)).to(device)
+    y, asked = one_hot(torch.full((len(images),), label, device=device)), torch.full((200,), label, device=device)
+    torch.manual_seed(seed)
+    look = 0
+    for step in itertools.count():
+        if step == look:
+            verdict = ask(judge, (cvae.generate(asked, z) * 255).round().byte())[0].argmax(1)
+            if (verdict == label).float().mean() >= aim or step >= limit:
+                return step
+            look = min(limit, step + max(1, step // 20))
+        optimizer.zero_grad()
+        sum(elbo_terms(cvae, images, y)).mean().backward()
+        optimizer.step()
+
+
+def fine_tune(cvae, digits, steps=1000, batch_size=128, learning_rate=1e-3, seed=0):
+    """A copy of `cvae` after so many steps of notebook 01's objective on `digits`: does anything resurge?"""
+    cvae, digits = deepcopy(cvae).requires_grad_(), digits.only(range(CLASSES))                 # with a shuffle of its own
+    torch.manual_seed(seed)
+
+    def loss():
+        reconstruction, kl = elbo_terms(cvae, *digits.batch(batch_size))
+        return {"reconstruction": reconstruction.mean(), "kl": kl.mean()}
+
+    fit(cvae, loss, steps=steps, learning_rate=learning_rate)
+    return cvae

@@ -1,0 +1,122 @@
+"""Attacks: their bounds, that they find what is there, that they find nothing where nothing is, and the files of a run."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+
+from amnesia import CVAE, Classifier, Workspace, one_hot
+from amnesia.attacks import (
+    BOX,
+    RADIUS_SQUARED,
+    SEARCHES,
+    drawn,
+    fine_tune,
+    invert,
+    on_simplex,
+    relearn,
+    search,
+    successes,
+    within_ball,
+)
+from amnesia.files import Saved
+from amnesia.sweep import pack, unpack
+from amnesia.workspace import REPOSITORY
+
+RELEASED = REPOSITORY / "checkpoints" / "released"
+
+
+@pytest.fixture(scope="module")
+def released():
+    """(the released CVAE, the judge, the second judge)"""
+    return tuple(Saved(RELEASED / f"{name}.pt").build(cls, "cpu")
+                 for name, cls in (("cvae", CVAE), ("classifier", Classifier), ("classifier-1", Classifier)))
+
+
+@pytest.fixture(scope="module")
+def grey(released):
+    """A model that draws grey, whatever it is asked for."""
+    cvae = deepcopy(released[0])
+    with torch.no_grad():
+        cvae.decoder[-1].weight.zero_()
+        cvae.decoder[-1].bias.zero_()
+    return cvae
+
+
+def test_the_nearest_point_of_the_simplex():
+    """Beside the condition that makes it the nearest: y - p has one value where p > 0 and no larger one elsewhere."""
+    y = 3 * torch.randn(200, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    p = on_simplex(y)
+    torch.testing.assert_close(p.sum(1), torch.ones(200, dtype=torch.float64))
+    for row, point in zip(y, p, strict=True):
+        taken = (row - point)[point > 0]
+        assert point.min() >= 0 and (taken.max() - taken.min()) < 1e-12 and ((row - point) <= taken.max() + 1e-12).all()
+    torch.testing.assert_close(on_simplex(p), p)
+
+
+def test_the_ball():
+    z = torch.tensor([[6.0, 0.0], [3.0, 3.0]])
+    torch.testing.assert_close(within_ball(z), torch.tensor([[RADIUS_SQUARED**0.5, 0.0], [3.0, 3.0]]))
+
+
+@pytest.mark.parametrize("attack", SEARCHES)
+def test_a_search_finds_the_digit_that_is_there_and_stays_within_bounds(released, grey, attack):
+    cvae, judge, second = released
+    z, y = search(cvae, judge, 4, attack, restarts=24, steps=60)
+    assert z.square().sum(1).max() <= RADIUS_SQUARED * (1 + 1e-5) and y.abs().max() <= BOX
+    if attack == "z alone":
+        assert torch.equal(y, one_hot(torch.full((24,), 4)))
+    elif "simplex" in attack:
+        assert y.min() >= 0 and torch.allclose(y.sum(1), torch.ones(24))
+    assert successes(second, drawn(cvae, z, y), 4).float().mean() > (0.2 if "free" in attack else 0.9)
+    assert not successes(second, drawn(grey, *search(grey, judge, 4, attack, restarts=5, steps=5)), 4).any()
+    again = search(cvae, judge, 4, attack, restarts=24, steps=60)
+    assert torch.equal(z, again[0]) and torch.equal(y, again[1])
+
+
+def test_an_unknown_attack_is_refused(released):
+    with pytest.raises(ValueError, match=r"attack='hammer'.*z alone"):
+        search(*released[:2], 4, "hammer")
+
+
+def test_inversion_finds_a_label_that_draws_the_images(released, digits):
+    cvae, _, second = released
+    y = invert(cvae, digits[0].only([7])[:10][0], restarts=4, steps=150)
+    z = torch.randn(200, cvae.latent_dim, generator=torch.Generator().manual_seed(0))
+    assert y.shape == (10,) and y.abs().max() <= BOX
+    assert successes(second, drawn(cvae, z, y.expand(200, -1)), 7).float().mean() > 0.5
+
+
+def test_relearning_counts_steps(released, grey, digits):
+    cvae, judge, _ = released
+    images = digits[0].only([3])[:10][0]
+    before = deepcopy(cvae.state_dict())
+    assert relearn(cvae, judge, images, 3, aim=0.9) == 0
+    assert relearn(grey, judge, images, 3, aim=0.9, limit=12, learning_rate=0.0) == 12
+    damaged = deepcopy(cvae)
+    with torch.no_grad():
+        damaged.decoder[0].weight[:, cvae.latent_dim + 3] = 0
+    assert 0 < relearn(damaged, judge, images, 3, aim=0.9) < 300
+    assert all(torch.equal(before[name], value) for name, value in cvae.state_dict().items())
+
+
+def test_fine_tuning_improves_a_copy(released, digits):
+    cvae, kept = released[0], digits[0].only([1, 2])
+    kept.order, before = None, deepcopy(cvae.state_dict())
+    tuned = fine_tune(cvae, kept, steps=5)
+    assert all(torch.equal(before[name], value) for name, value in cvae.state_dict().items())
+    assert not torch.equal(tuned.decoder[-1].bias, cvae.decoder[-1].bias) and kept.order is None
+
+
+def test_pictures_survive_the_log():
+    images = torch.randint(256, (3, 784), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    assert torch.equal(unpack(pack(images)), images.view(3, 28, 28))
+
+
+def test_the_second_judge_is_another_one_of_the_same_kind(released, digits, tmp_path):
+    _, judge, second = released
+    x, labels = digits[1].images[:1000], digits[1].labels[:1000]
+    right = [(model(x.float() / 255).argmax(1) == labels).float().mean().item() for model in (judge, second)]
+    assert min(right) > 0.985 and not torch.equal(judge.head[1].weight, second.head[1].weight)
+    settings = Workspace(tmp_path).load("classifier-1.pt").settings
+    assert settings == {**Workspace(tmp_path).load("classifier.pt").settings, "seed": 1}
