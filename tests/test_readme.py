@@ -6,7 +6,7 @@ import re
 import nbformat
 import pytest
 from conftest import REPOSITORY
-from release import another_digit, digits_table, read, results_table, times_table
+from release import another_digit, digits_table, fashion_table, read, results_table, times_table
 from side_by_side import PAGES as BENCHMARK_PAGES
 from side_by_side import RESULT, table
 
@@ -15,6 +15,7 @@ def test_tables_are_those_of_the_released_run():
     readme = (REPOSITORY / "README.md").read_text()
     assert results_table(read("evaluation-0.json")) in readme and times_table(read("times.json")) in readme
     assert digits_table([read(f"evaluation-{digit}.json") for digit in range(10)]) in readme
+    assert fashion_table([read(f"FashionMNIST/evaluation-{label}.json") for label in range(10)]) in readme
     assert another_digit(read("times.json")) in readme and read("times.json")["seconds"]["03_forget"] < 60
 
 
@@ -58,5 +59,5 @@ def test_links_lead_somewhere(page):
 def test_every_picture_has_a_text_for_screen_readers():
     text = (REPOSITORY / "README.md").read_text()
     pictures = re.findall(r"<img [^>]*>", text)
-    assert len(pictures) == 3 and "![" not in text
+    assert len(pictures) == 4 and "![" not in text
     assert all(len(re.search(r'alt="([^"]*)"', picture)[1]) > 20 for picture in pictures)
