@@ -127,3 +127,24 @@ def test_run_all_shows_the_figures_and_the_gif_moves(lab, browser, name):
         first, start = picture.screenshot_as_png, time.monotonic()
         while picture.screenshot_as_png == first:
             assert time.monotonic() - start < 60, "the GIF stands still"
+
+
+PRESS = """
+const [number, done] = arguments;
+const pictures = [...document.querySelectorAll('img.widget-image')], before = pictures.map(picture => picture.src);
+const start = performance.now();
+const watch = () => pictures.every((picture, i) => picture.src != before[i] && picture.complete)
+    ? done(performance.now() - start) : requestAnimationFrame(watch);
+document.querySelectorAll('.widget-toggle-button')[number].click();
+watch();
+"""
+
+
+def test_the_panel_answers_in_the_page(lab, browser):
+    """From the click on a label to both new pictures in the page. The best of ten, since a test machine may be busy."""
+    run_all(browser, lab, "04_sample.ipynb")
+    pictures = "img.widget-image"
+    WebDriverWait(browser, PATIENCE).until(lambda browser: len(browser.find_elements(By.CSS_SELECTOR, pictures)) == 2)
+    milliseconds = [browser.execute_async_script(PRESS, number) for number in (3, 0, 7, 1, 4, 9, 2, 8, 5, 6)]
+    print("milliseconds from click to pictures:", ", ".join(f"{one:.0f}" for one in milliseconds))
+    assert min(milliseconds) < 100
