@@ -113,7 +113,7 @@ def wilson_interval(hits, n):
     """(share, [low, high]): the Wilson score interval of a share of `hits` in `n`."""
     share, centre = hits / n, (hits + Z95**2 / 2) / (n + Z95**2)
     reach = Z95 / (n + Z95**2) * math.sqrt(n * share * (1 - share) + Z95**2 / 4)
-    return share, [centre - reach, centre + reach]
+    return share, [max(0.0, centre - reach), min(1.0, centre + reach)]    # rounding may put a bound beyond
 
 
 def excess_interval(ours, control):
