@@ -1,6 +1,7 @@
 """The metrics against scipy and numpy, and the blocks of evaluation-<digits>.json."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,7 +9,18 @@ import scipy.linalg
 import scipy.stats
 import torch
 
-from amnesia import Classifier, Digits, ask, elbo, elbo_terms, entropy, model_metrics, reference_metrics
+from amnesia import (
+    Classifier,
+    Digits,
+    Workspace,
+    ask,
+    elbo,
+    elbo_terms,
+    entropy,
+    evaluation,
+    model_metrics,
+    reference_metrics,
+)
 from amnesia.evaluation import excess_interval, forgetting_metrics, frechet, jitter, mean_interval, wilson_interval
 
 
@@ -111,3 +123,17 @@ def test_jitter_moves_digits_a_little(digits):
     assert moved.shape == x.shape and moved.min() >= 0 and moved.max() <= 1
     assert 0.01 < (moved - x).abs().mean() < 0.15
     assert moved.mean().item() == pytest.approx(x.mean().item(), rel=0.1)
+
+
+def test_a_judge_is_trained_on_first_use_and_then_kept(digits, tmp_path, monkeypatch, capsys):
+    few = [Digits(split.images[:200], split.labels[:200], "few") for split in digits]
+    monkeypatch.setattr(evaluation, "load_digits", lambda *_: few)
+    monkeypatch.setattr(evaluation, "train_judge", partial(evaluation.train_judge, steps=3))
+    store = Workspace(tmp_path)
+    first = evaluation.load_judge(store, "FashionMNIST", "cpu", seed=2)
+    assert first.name == "classifier-FashionMNIST-2.pt" and first.settings["seed"] == 2
+    assert first.lineage == {"few": few[0].digest}
+    assert "training this judge" in capsys.readouterr().out
+    assert evaluation.load_judge(store, "FashionMNIST", "cpu", seed=2).digest == first.digest
+    assert "training" not in capsys.readouterr().out
+    assert evaluation.load_judge(store, "MNIST", "cpu").name == "classifier.pt"             # released

@@ -199,6 +199,27 @@ def test_committed_figures_are_small():
     assert figures and all(path.suffix in (".png", ".gif") and path.stat().st_size < 400_000 for path in figures)
 
 
+def test_another_data_set_goes_through_all_five(tmp_path, digits, monkeypatch):
+    """KMNIST, a stand-in: real digits in its files. The judge, which is trained on first use, was used before."""
+    raw, checkpoints = tmp_path / "data" / "KMNIST" / "raw", tmp_path / "checkpoints"
+    raw.mkdir(parents=True)
+    checkpoints.mkdir()
+    for split, name, n in zip(digits, ("train", "t10k"), (60_000, 10_000), strict=True):
+        index = torch.arange(n) % len(split)
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(bytes(16) + split.images[index].numpy().tobytes())
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(bytes(8) + split.labels[index].byte().numpy().tobytes())
+    monkeypatch.setenv("AMNESIA_DATA", str(tmp_path / "data"))
+    judge = torch.load(REPOSITORY / "checkpoints" / "released" / "classifier.pt", weights_only=True)
+    torch.save({**judge, "name": "classifier-KMNIST.pt"}, checkpoints / "classifier-KMNIST.pt")
+    budgets = ({"steps": 20}, {"n_samples": 500}, {"steps": 10}, {"n_per_class": 20}, {})
+    executed = [run(path, tmp_path, dataset="KMNIST", **budget) for path, budget in zip(NOTEBOOKS, budgets, strict=True)]
+    assert "forgetting o; keeping ki, su, tsu, na, ha, ma, ya, re, wo" in text(executed[2])
+    evaluation = json.loads((checkpoints / "evaluation-0.json").read_text())
+    assert evaluation["settings"]["dataset"] == "KMNIST"
+    assert {"classifier-KMNIST.pt", "KMNIST test (10,000 images)"} < evaluation["lineage"].keys()
+    assert "training this judge" not in "".join(map(text, executed))
+
+
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 def test_every_parameter_is_explained_by_papermill_and_is_a_field_in_colab(path):
     """What `papermill --help-notebook` prints: the comment on the parameter's line, Colab's mark first."""
