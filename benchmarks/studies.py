@@ -1,6 +1,6 @@
 """Makes the released runs of the studies: python benchmarks/studies.py WORKSPACE
 
-Runs the four study notebooks at full size in WORKSPACE, from the released checkpoints (hours on two cores; a run that was
+Runs the study notebooks at full size in WORKSPACE, from the released checkpoints (hours on two cores; a run that was
 stopped goes on where it was); copies the log to checkpoints/released; executes the notebooks as committed, in place; and
 writes README's table from the log.
 """
