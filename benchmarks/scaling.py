@@ -109,8 +109,8 @@ def table(result):
             ("forgetting step, digits", cells("digits", lambda n, r: f"{n}: {r['milliseconds']:.1f} ms"))]
     versions = result["versions"]
     return "\n".join(["| against | |", "|---|---|", *(f"| {title} | {'; '.join(texts)} |" for title, texts in rows), "",
-                      f"Median of {result['repeats']} runs each. A step's time is the mean of {STEPS}; the row of widths is the "
-                      "stages' steps times that, not whole runs, and was measured minutes after the others. "
+                      f"Median of {result['repeats']} runs each. A step's time is the mean of {STEPS}; the row of widths "
+                      "is the stages' steps times that, not whole runs, and was measured minutes after the others. "
                       f"{versions['hardware']}, torch {versions['torch']}."])
 
 

@@ -5,6 +5,7 @@ import re
 
 import nbformat
 import pytest
+import scaling
 from conftest import REPOSITORY
 from release import another_digit, digits_table, fashion_table, read, results_table, times_table
 from side_by_side import PAGES as BENCHMARK_PAGES
@@ -27,6 +28,13 @@ def test_the_comparison_is_that_of_its_file(page):
         assert run["quality"]["test −ELBO"] <= 96.65
     for quality in (run["quality"] for run in result["stages"]["03 forget"]["ours"]):
         assert abs(quality["P − grey"]) <= 0.02 and quality["H / grey"] >= 0.98 and quality["kept ELBO"] >= -0.6
+
+
+def test_how_cost_grows_is_that_of_its_file():
+    result = json.loads(scaling.RESULT.read_text())
+    assert scaling.table(result) in (REPOSITORY / "benchmarks" / "README.md").read_text()
+    seconds, memory = ([result["samples"][str(n)][key] for n in (1000, 1_000_000)] for key in ("seconds", "memory_mb"))
+    assert seconds[1] < 1100 * seconds[0] and memory[1] < 1.1 * memory[0]   # linear in time, flat in memory
 
 
 @pytest.mark.parametrize("digit", range(10))
