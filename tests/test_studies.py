@@ -37,6 +37,11 @@ def test_a_run_is_scored_as_notebook_05_does(small):
     assert result["forgotten_probability"] == pytest.approx((result["P"][3] + result["P"][8]) / 2)
 
 
+def test_a_bench_of_another_data_set_than_its_models_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"dataset='KMNIST', but cvae.pt was made with dataset='MNIST'"):
+        Bench(tmp_path, "KMNIST", "cpu")
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs_and_leaves_the_original_alone(small, method):
     before = {name: p.clone() for name, p in small.cvae.named_parameters()}

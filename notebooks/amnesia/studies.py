@@ -17,7 +17,7 @@ from .forgetting import Task, selective_amnesia
 from .models import CVAE, Classifier
 from .sweep import Log, pack
 from .training import Diverged, pick_device
-from .workspace import REPOSITORY, Workspace
+from .workspace import REPOSITORY, Workspace, check_dataset
 
 RELEASED = REPOSITORY / "checkpoints" / "released"
 
@@ -82,7 +82,9 @@ class Bench:
 
     def __init__(self, workspace="auto", dataset="MNIST", device="auto", model="cvae", use_drive=True):
         self.store, self.device, self.dataset = Workspace(workspace, use_drive), pick_device(device), dataset
-        cvae, judge = self.store.load(f"{model}.pt"), load_judge(self.store, dataset, self.device)
+        cvae = self.store.load(f"{model}.pt")
+        check_dataset(cvae, dataset)
+        judge = load_judge(self.store, dataset, self.device)
         fim = self.store.load(f"fim-{model}.pt", made_from=[cvae])
         self.cvae, self.judge = cvae.build(CVAE, self.device), judge.build(Classifier, self.device)
         self.fim = {name: value.to(self.device) for name, value in fim.state.items()}

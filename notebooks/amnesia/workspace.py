@@ -33,6 +33,14 @@ def check_parameters(**parameters):
             raise ValueError(f"{name}={value!r}: expected {wanted}.")
 
 
+def check_dataset(source, dataset):
+    """Raises ValueError if `source`, a Saved or anything with a name, was made with another data set."""
+    known = getattr(source, "settings", {}).get("dataset")
+    if known and known != dataset:
+        raise ValueError(f"dataset={dataset!r}, but {source.name} was made with dataset={known!r}: choose that one, or run "
+                         "01_train_cvae.ipynb with the other first.")
+
+
 class Workspace:
     """The folder that holds a reader's own files: <folder>/checkpoints, <folder>/figures and <folder>/data.
 
@@ -97,10 +105,7 @@ class Stage:
     def __init__(self, workspace, name, settings, inputs=(), overwrite=False):
         check_parameters(**settings)
         for source in inputs:
-            known = getattr(source, "settings", {}).get("dataset")
-            if known and known != settings.get("dataset"):
-                raise ValueError(f"dataset={settings.get('dataset')!r}, but {source.name} was made with dataset={known!r}: "
-                                 "choose that one, or run 01_train_cvae.ipynb with the other first.")
+            check_dataset(source, settings.get("dataset"))
         self.path = workspace.checkpoints / name
         self.unfinished = self.path.with_name(f"{self.path.stem}.unfinished.pt")
         self.identity = {"settings": settings, "lineage": {source.name: source.digest for source in inputs}}
