@@ -17,9 +17,9 @@ from release import REPOSITORY, execute, fill, read
 
 sys.path.insert(0, str(REPOSITORY / "notebooks"))
 
-from amnesia.studies import FIGURES, METHODS, RECOVERY, RELEASED
+from amnesia.studies import METHODS, RELEASED
 from amnesia.sweep import Log
-from amnesia.tables import markdown, paired, select, spread
+from amnesia.tables import FIGURES, RECOVERY, markdown, paired, select, spread
 
 STUDIES = sorted((REPOSITORY / "notebooks" / "studies").glob("*.ipynb"))
 COMPARED = [[0]]  # the digits of study 3

@@ -10,9 +10,9 @@ from studies import STUDIES, fashion_table, released, summary_table
 from amnesia import CVAE, Digits, baselines, model_metrics, studies
 from amnesia.attacks import SEARCHES
 from amnesia.files import Saved
-from amnesia.studies import BOUNDS, FIGURES, METHODS, RELEASED, Bench, bench, share_judged
+from amnesia.studies import METHODS, RELEASED, Bench, bench
 from amnesia.sweep import Log, sweep, unpack
-from amnesia.tables import markdown, paired, select, spread
+from amnesia.tables import BOUNDS, FIGURES, markdown, paired, select, share_judged, spread
 
 
 @pytest.fixture

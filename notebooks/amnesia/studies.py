@@ -34,48 +34,6 @@ ATTACKED = {"original": {}, "selective amnesia": {}, "· λ = 0": {"lam": 0.0}, 
             "· λ = 4": {"lam": 4.0}, "label edit": {}, "dampening": {}, "random label": {}, "retrain": {}, "oracle": {},
             **VARIANTS}
 
-# What a study's tables say of one record: {heading: figure(record)}. Bigger is better for the kept labels' figures but the
-# Frechet distance; for the forgotten labels' bounds, smaller means more is forgotten.
-FIGURES = {
-    "P": lambda r: r["result"]["forgotten_probability"],
-    "H": lambda r: r["result"]["entropy"],
-    "forgetting accuracy": lambda r: 1 - share_judged(r, r["settings"]["forget"], same=True),
-    "kept accuracy": lambda r: r["result"]["kept_accuracy"],
-    "worst kept digit": lambda r: r["result"]["kept_accuracy_worst"],
-    "leakage": lambda r: share_judged(r, [c for c in range(CLASSES) if c not in r["settings"]["forget"]],
-                                      r["settings"]["forget"]),
-    "Fréchet": lambda r: r["result"]["kept_frechet"],
-    "precision": lambda r: r["result"]["precision"],
-    "recall": lambda r: r["result"]["recall"],
-    "kept ELBO": lambda r: r["result"]["kept_elbo"],
-    "forgotten ELBO": lambda r: r["result"]["forgotten_elbo"]}
-BOUNDS = {
-    "kept bound": lambda r: r["result"]["kept_iw"],
-    "forgotten bound": lambda r: r["result"]["forgotten_iw"],
-    "decoder-only bound": lambda r: r["result"]["forgotten_refitted_iw"]}
-
-
-# The same for one record of attacks.jsonl: success rates of attacks, and steps to learn the label again
-RECOVERY = {
-    "searches": lambda r: sum(success(r, attack) for attack in SEARCHES) / len(SEARCHES),
-    "z alone": lambda r: success(r, SEARCHES[0]),
-    "inversion, k = 100": lambda r: success(r, "inversion from 100 images"),
-    "steps, k = 10": lambda r: r["result"]["relearning"]["10"],
-    "steps, k = 100": lambda r: r["result"]["relearning"]["100"]}
-
-
-def success(record, attack):
-    """The share of an attack's attempts that succeeded."""
-    attempts = record["result"]["attacks"][attack]
-    return attempts["hits"] / attempts["n"]
-
-
-def share_judged(record, asked, judged=(), same=False):
-    """The share of samples asked for by the labels `asked` that were judged as one of `judged`, or as their own label."""
-    confusion = torch.tensor(record["result"]["confusion"], dtype=torch.float64)[asked]      # (labels, 10) counts
-    hits = confusion[range(len(asked)), asked] if same else confusion[:, list(judged)].sum(1)
-    return (hits.sum() / confusion.sum()).item()
-
 
 class Bench:
     """The files that the runs of a study start from, in a workspace or released: cvae.pt, fim-cvae.pt, the judge, digits."""
