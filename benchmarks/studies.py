@@ -1,8 +1,8 @@
 """Makes the released runs of the studies: python benchmarks/studies.py WORKSPACE
 
 Runs the study notebooks at full size in WORKSPACE, from the released checkpoints (hours on two cores; a run that was
-stopped goes on where it was); copies the log to checkpoints/released; executes the notebooks as committed, in place; and
-writes README's table from the log.
+stopped goes on where it was); copies the logs to checkpoints/released; executes the notebooks as committed, in place; and
+writes README's tables from the logs.
 """
 
 import os
@@ -14,8 +14,6 @@ from pathlib import Path
 
 import papermill
 from release import REPOSITORY, execute, fill, read
-
-sys.path.insert(0, str(REPOSITORY / "notebooks"))
 
 from amnesia.studies import METHODS, RELEASED
 from amnesia.sweep import Log

@@ -11,7 +11,6 @@ from amnesia.attacks import (
     RADIUS_SQUARED,
     SEARCHES,
     drawn,
-    fine_tune,
     invert,
     on_simplex,
     relearn,
@@ -19,6 +18,7 @@ from amnesia.attacks import (
     successes,
     within_ball,
 )
+from amnesia.bounds import fine_tune
 from amnesia.files import Saved
 from amnesia.sweep import pack, unpack
 from amnesia.workspace import REPOSITORY

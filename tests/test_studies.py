@@ -151,3 +151,7 @@ def test_a_study_runs_top_to_bottom_in_miniature(path, small, monkeypatch):
     if "own" in namespace:
         grid = {str(record["settings"]) for record in namespace["own"]}
         assert len(grid) == len(namespace["own"]) > 3 and namespace["records"]
+    else:
+        models = ["original", "selective amnesia", "retrain"]
+        assert [row[0] for row in namespace["rows"]] == list(namespace["models"]) == models
+        assert max(namespace["beliefs"]["original"]) > 0.5    # the original has the digit, also under a wrong label

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from .data import CLASSES, one_hot
 from .evaluation import ask
 from .models import bernoulli_nll, elbo_terms
-from .training import fit
 
 RADIUS_SQUARED = 20.09  # bound on |z|^2: with 8 latents, 99 % of the prior lies within
 BOX = 2.0               # bound on each entry of a label vector that need not lie on the simplex
@@ -32,12 +31,10 @@ def search(cvae, judge, label, attack, restarts=200, steps=150, learning_rate=0.
     generator, device = torch.Generator().manual_seed(seed), next(cvae.parameters()).device
     z = within_ball(torch.randn(restarts, cvae.latent_dim, generator=generator).to(device)).requires_grad_()
     aim = torch.full((restarts,), label, device=device)
-    y, bounded = one_hot(aim), lambda y: y
-    if attack == "z and label on the simplex":
-        y, bounded = F.normalize(-torch.rand(restarts, CLASSES, generator=generator).log(), p=1).to(device), on_simplex
-    elif attack == "z and label free":
-        y = ((2 * torch.rand(restarts, CLASSES, generator=generator) - 1) * BOX).to(device)
-        bounded = lambda y: y.clamp(-BOX, BOX)  # noqa: E731
+    u = torch.rand(restarts, CLASSES, generator=generator).to(device)
+    y, bounded = dict(zip(SEARCHES, ((one_hot(aim), lambda y: y),                       # where it starts, what it is kept to
+                                     (F.normalize(-u.log(), p=1), on_simplex),
+                                     ((2 * u - 1) * BOX, lambda y: y.clamp(-BOX, BOX))), strict=True))[attack]
     searched = [z] if attack == "z alone" else [z, y.requires_grad_()]
     optimizer = torch.optim.Adam(searched, learning_rate)
     for _ in range(steps):
@@ -95,37 +92,29 @@ def successes(judge, images, label, threshold=0.9):
     return ask(judge, images)[0][:, label] > threshold
 
 
+def recognised(cvae, judge, label, z):
+    """The share of what the latents z (N, latent_dim) draw under `label` that the judge takes for it."""
+    images = drawn(cvae, z, one_hot(torch.full((len(z),), label, device=z.device)))
+    return (ask(judge, images)[0].argmax(1) == label).float().mean().item()
+
+
 def relearn(cvae, judge, images, label, aim, limit=1000, learning_rate=1e-3, seed=0):
     """Steps of Adam on the ELBO of a few real images (k, 784) of `label` until the model draws it again.
 
     That is, until the judge recognises a share of at least `aim` among 200 samples, always from the same z; looked at
     after every step at first, then every 5 %. 0 if the model draws the digit already; `limit` if it never does.
     """
-    cvae, device = deepcopy(cvae).requires_grad_(), images.device
+    cvae = deepcopy(cvae).requires_grad_()
     optimizer = torch.optim.Adam(cvae.parameters(), learning_rate)
-    z = torch.randn(200, cvae.latent_dim, generator=torch.Generator().manual_seed(seed)).to(device)
-    y, asked = one_hot(torch.full((len(images),), label, device=device)), torch.full((200,), label, device=device)
+    z = torch.randn(200, cvae.latent_dim, generator=torch.Generator().manual_seed(seed)).to(images.device)
+    y = one_hot(torch.full((len(images),), label, device=images.device))
     torch.manual_seed(seed)
     look = 0
     for step in itertools.count():
         if step == look:
-            verdict = ask(judge, (cvae.generate(asked, z) * 255).round().byte())[0].argmax(1)
-            if (verdict == label).float().mean() >= aim or step >= limit:
+            if recognised(cvae, judge, label, z) >= aim or step >= limit:
                 return step
             look = min(limit, step + max(1, step // 20))
         optimizer.zero_grad()
         sum(elbo_terms(cvae, images, y)).mean().backward()
         optimizer.step()
-
-
-def fine_tune(cvae, digits, steps=1000, batch_size=128, learning_rate=1e-3, seed=0):
-    """A copy of `cvae` after so many steps of notebook 01's objective on `digits`: does anything resurge?"""
-    cvae, digits = deepcopy(cvae).requires_grad_(), digits.only(range(CLASSES))                 # with a shuffle of its own
-    torch.manual_seed(seed)
-
-    def loss():
-        reconstruction, kl = elbo_terms(cvae, *digits.batch(batch_size))
-        return {"reconstruction": reconstruction.mean(), "kl": kl.mean()}
-
-    fit(cvae, loss, steps=steps, learning_rate=learning_rate)
-    return cvae

@@ -5,6 +5,7 @@ from copy import deepcopy
 
 import torch
 
+from .data import CLASSES
 from .models import bernoulli_nll, elbo_terms
 from .training import fit
 
@@ -45,9 +46,14 @@ def refit_encoder(cvae, digits, steps=600, batch_size=128, learning_rate=2e-3, s
 
     The bound of a model whose encoder was led astray may be low although its decoder could draw the image.
     """
-    cvae = deepcopy(cvae)
-    cvae.decoder.requires_grad_(False)
-    digits = digits.only(range(10))                                                # with a shuffle of its own
+    frozen = deepcopy(cvae)
+    frozen.decoder.requires_grad_(False)
+    return fine_tune(frozen, digits, steps, batch_size, learning_rate, seed)
+
+
+def fine_tune(cvae, digits, steps=1000, batch_size=128, learning_rate=1e-3, seed=0):
+    """A copy of `cvae` after so many steps of the negative ELBO of `digits`; parameters that need no gradient stay."""
+    cvae, digits = deepcopy(cvae), digits.only(range(CLASSES))                     # with a shuffle of its own
     torch.manual_seed(seed)
 
     def loss():

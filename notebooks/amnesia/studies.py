@@ -7,9 +7,9 @@ from functools import cache, cached_property, partial
 
 import torch
 
-from .attacks import SEARCHES, drawn, fine_tune, invert, relearn, search, successes
+from .attacks import SEARCHES, drawn, invert, recognised, relearn, search, successes
 from .baselines import dampening, label_edit, naive, neggrad, oracle, random_label, retrain, saliency
-from .bounds import importance_weighted_bound, refit_encoder
+from .bounds import fine_tune, importance_weighted_bound, refit_encoder
 from .data import CLASSES, forget_set, load_digits
 from .evaluation import ask, entropy, grey_reference, load_judge, model_metrics, precision_recall
 from .fisher import diagonal_fisher
@@ -108,7 +108,8 @@ class Bench:
             z = torch.randn(count, cvae.latent_dim, generator=generator).to(self.device)
             attacks[f"inversion from {k} images"] = self.count(drawn(cvae, z, y.expand(count, -1)), label)
 
-        aim = 0.9 * self.recognised(self.cvae, label)
+        z = torch.randn(1000, cvae.latent_dim, generator=torch.Generator().manual_seed(0)).to(self.device)
+        aim = 0.9 * recognised(self.cvae, self.judge, label, z)
         relearning = {str(k): relearn(cvae, self.judge, real[:k], label, aim, limit=max(2, round(1000 * scale)), seed=seed)
                       for k in (10, 100)}
         tuned = fine_tune(cvae, self.train.only(kept), steps=max(1, round(1000 * scale)), seed=seed)
@@ -119,12 +120,6 @@ class Bench:
         """Successes among these images, bytes (n, 784), by the second judge, and the first eight pictures."""
         hits = successes(self.second_judge, images, label)
         return {"hits": hits.sum().item(), "n": len(hits), "drawn": pack(images[:8])}
-
-    def recognised(self, cvae, label, n=1000):
-        """The share of samples asked for by this label that the judge recognises as it."""
-        z = torch.randn(n, cvae.latent_dim, generator=torch.Generator().manual_seed(0)).to(self.device)
-        images = (cvae.generate(torch.full((n,), label, device=self.device), z) * 255).round().byte()
-        return (ask(self.judge, images)[0].argmax(1) == label).float().mean().item()
 
     @cached_property
     def second_judge(self):

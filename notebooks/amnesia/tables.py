@@ -28,7 +28,6 @@ BOUNDS = {
     "forgotten bound": lambda r: r["result"]["forgotten_iw"],
     "decoder-only bound": lambda r: r["result"]["forgotten_refitted_iw"]}
 
-
 # The same for one record of attacks.jsonl: success rates of attacks, and steps to learn the label again
 RECOVERY = {
     "searches": lambda r: sum(success(r, attack) for attack in SEARCHES) / len(SEARCHES),
