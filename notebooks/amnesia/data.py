@@ -69,6 +69,10 @@ class Digits:
         self.position += size
         return self[index]
 
+    def restart(self):
+        """Puts the shuffle back to its start, for a run from the beginning."""
+        self.order, self.position = None, 0
+
     def state_dict(self):
         """Where the shuffle stands, for a run that is to be resumed."""
         return {"order": self.order, "position": self.position}
@@ -98,10 +102,11 @@ def one_hot(labels):
     return F.one_hot(labels, CLASSES).float()
 
 
-def forget_set(forget):
-    """Checks the parameter `forget` and returns (forgotten, kept), two sorted lists that share out the labels 0..9.
+def forget_set(forget, before=()):
+    """Checks the parameter `forget` and returns (forgotten, kept), two sorted lists of labels, those in `before` in neither.
 
-    Raises ValueError unless `forget` is a non-empty, proper subset of the labels.
+    before: labels that the model has forgotten already. Raises ValueError unless `forget` is a non-empty, proper subset of
+    the other labels.
     """
     labels = forget if isinstance(forget, (list, tuple, set)) else [forget]
     whole = all(isinstance(d, Integral) and not isinstance(d, bool) and 0 <= d < CLASSES for d in labels)
@@ -109,7 +114,16 @@ def forget_set(forget):
         raise ValueError(f"forget={forget!r}: expected one to nine different whole numbers from 0 to 9, as in "
                          "forget=[0] or forget=[3, 8] (with papermill: -y 'forget: [3, 8]').")
     forgotten = sorted({int(d) for d in labels})
-    return forgotten, [d for d in range(CLASSES) if d not in forgotten]
+    kept = [d for d in range(CLASSES) if d not in {*forgotten, *before}]
+    if not kept or set(before) & set(forgotten):
+        raise ValueError(f"forget={forget!r}: this model has forgotten {list(before)} already. Choose others, and "
+                         "leave one.")
+    return forgotten, kept
+
+
+def forgotten_in(saved):
+    """The labels that the model in a file (Saved) has forgotten, sorted: none if it is a CVAE fresh from notebook 01."""
+    return sorted({*saved.settings.get("forget", []), *saved.settings.get("forgotten_before", [])})
 
 
 def check_surrogate(surrogate, forgotten):

@@ -25,6 +25,10 @@ class WorkspaceError(RuntimeError):
     """A file that is missing, damaged, not writable, or made from other files than those it is asked to go with."""
 
 
+class Unreadable(WorkspaceError):
+    """A file that could not be read this time: nothing says that it is damaged."""
+
+
 def kind_of(name):
     """What a file holds, by its name: 'fim-cvae.pt' holds a 'fim'."""
     return name.split(".")[0].split("-")[0]
