@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from amnesia import CVAE, Digits, elbo_terms, fit
-from amnesia.bounds import elbo, importance_weighted_bound, refit_encoder
-from amnesia.evaluation import precision_recall
+from amnesia import CVAE, Digits, elbo, elbo_terms, fit
 from amnesia.models import bernoulli_nll
+from experiments.bench import precision_recall
+from experiments.bounds import importance_weighted_bound, refit_encoder
 
 
 @pytest.fixture

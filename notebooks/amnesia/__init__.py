@@ -1,12 +1,7 @@
-"""The machinery behind the notebooks, a room a file.
+"""The machinery behind the five notebooks, a room a file; what they use is imported here."""
 
-What the five notebooks use is imported here. The studies import their own rooms: forgetting, baselines, attacks, studies,
-sweep, tables.
-"""
-
-from .bounds import elbo
 from .data import Digits, check_surrogate, class_names, forget_set, forgotten_in, load_digits, one_hot
-from .evaluation import ask, entropy, grey_reference, load_judge, model_metrics, reference_metrics, train_judge
+from .evaluation import ask, elbo, entropy, grey_reference, load_judge, model_metrics, reference_metrics, train_judge
 from .figures import gif, name_classes, panel, play, png, show, show_tile, tile
 from .fisher import diagonal_fisher, squared_gradients
 from .models import CVAE, Classifier, elbo_terms

@@ -9,10 +9,9 @@ import math
 import torch
 import torch.nn.functional as F
 
-from .bounds import elbo
 from .data import CLASSES, PIXELS, load_digits
 from .files import WorkspaceError
-from .models import Classifier
+from .models import Classifier, elbo_terms
 from .training import fit
 from .workspace import Stage
 
@@ -99,14 +98,16 @@ def frechet_interval(a, b, resamples=40):
     return value, [value - spread, value + spread]
 
 
-def precision_recall(samples, real, k=3):
-    """(precision, recall) of features (N, D) against real ones (M, D): the share of each set that lies within the other's
-    k-nearest-neighbour balls (Kynkaanniemi et al. 2019). Low recall is mode collapse, low precision is unreal samples."""
-    def share_inside(points, others):
-        radii = torch.cdist(others, others).kthvalue(k + 1, 1).values   # + 1: each point is its own nearest neighbour
-        return (torch.cdist(points, others) <= radii).any(1).float().mean().item()
-
-    return share_inside(samples, real), share_inside(real, samples)
+@torch.no_grad()
+def elbo(cvae, digits, seed=0, batch_size=1000):
+    """The ELBO of each image of `digits`, (N,) nats on the CPU, with one z an image: the same noise for every model."""
+    generator = torch.Generator().manual_seed(seed)
+    values = []
+    for index in torch.arange(len(digits), device=digits.images.device).split(batch_size):
+        noise = torch.randn(len(index), cvae.latent_dim, generator=generator).to(index.device)
+        reconstruction, kl = elbo_terms(cvae, *digits[index], noise)
+        values.append(-(reconstruction + kl).cpu())
+    return torch.cat(values)
 
 
 def mean_interval(values):
@@ -120,12 +121,6 @@ def wilson_interval(hits, n):
     share, centre = hits / n, (hits + Z95**2 / 2) / (n + Z95**2)
     reach = Z95 / (n + Z95**2) * math.sqrt(n * share * (1 - share) + Z95**2 / 4)
     return share, [max(0.0, centre - reach), min(1.0, centre + reach)]    # rounding may put a bound beyond
-
-
-def excess_interval(ours, control):
-    """(difference, [low, high]) of two shares, each given as (hits, n), by Newcombe's hybrid score (1998, method 10)."""
-    (p, (low, high)), (q, (least, most)) = wilson_interval(*ours), wilson_interval(*control)
-    return p - q, [p - q - math.hypot(p - low, most - q), p - q + math.hypot(high - p, q - least)]
 
 
 def entropy(probabilities):
