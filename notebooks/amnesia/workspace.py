@@ -3,12 +3,11 @@
 import math
 import os
 import tempfile
+from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
 
-import torch
-
-from .files import FORMAT, Saved, WorkspaceError, kind_of, remedy, save_json, versions, write_whole
+from .files import Saved, Unreadable, WorkspaceError, is_there, patiently, remedy, save, write_whole
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DRIVE = Path("/content/drive/MyDrive")  # where Colab mounts Google Drive
@@ -56,8 +55,8 @@ class Workspace:
         self.checkpoints, self.figures, self.data = (self.folder / n for n in ("checkpoints", "figures", "data"))
         try:
             for made in (self.checkpoints, self.figures):
-                made.mkdir(parents=True, exist_ok=True)
-                tempfile.TemporaryFile(dir=made).close()
+                patiently(partial(made.mkdir, parents=True, exist_ok=True))
+                patiently(partial(tempfile.TemporaryFile, dir=made)).close()
         except OSError as error:
             raise WorkspaceError(f"workspace={str(folder)!r} can't be written ({error}). Choose another folder with the "
                                  "parameter `workspace`.") from error
@@ -67,7 +66,7 @@ class Workspace:
         if not name or Path(name).name != name or name.startswith("."):
             raise ValueError(f"{name!r}: expected a plain file name, such as 'cvae.pt'.")
         folders = self.checkpoints, REPOSITORY / "checkpoints" / "released"
-        return next((folder / name for folder in folders if (folder / name).exists()), None)
+        return next((folder / name for folder in folders if is_there(folder / name)), None)
 
     def load(self, name, made_from=()):
         """Reads an input: the workspace's own file, else the released one, as Saved.
@@ -90,7 +89,7 @@ class Workspace:
 
     def save_figure(self, name, content):
         """Writes the bytes of a picture to <folder>/figures and returns its path."""
-        write_whole(self.figures / name, lambda file: file.write(content))
+        write_whole(self.figures / name, content)
         return self.figures / name
 
 
@@ -109,7 +108,7 @@ class Stage:
         self.path = workspace.checkpoints / name
         self.unfinished = self.path.with_name(f"{self.path.stem}.unfinished.pt")
         self.identity = {"settings": settings, "lineage": {source.name: source.digest for source in inputs}}
-        self.done = self.path.exists() and not overwrite and self._matches(Saved(self.path), "be made again")
+        self.done = is_there(self.path) and not overwrite and self._matches(Saved(self.path), "be made again")
         if self.done:
             print(f"Already done with these settings: checkpoints/{name} (overwrite=True does it again)")
 
@@ -122,10 +121,7 @@ class Stage:
         return not changed
 
     def _write(self, path, content):
-        content = {"kind": kind_of(path.name), "name": path.name, "format": FORMAT, **self.identity, **content,
-                   "versions": versions()}
-        save = save_json if path.suffix == ".json" else torch.save
-        write_whole(path, lambda file: save(content, file))
+        save(path, {**self.identity, **content})
 
     def save(self, **content):
         """Saves the finished stage: state, config and metrics for a .pt file, any plain values for a .json."""
@@ -137,15 +133,20 @@ class Stage:
         return Saved(self.path)
 
     def save_progress(self, **content):
-        """Saves an unfinished run, for load_progress."""
-        self._write(self.unfinished, content)
+        """Saves an unfinished run, for load_progress. If that fails it says so, and the run goes on."""
+        try:
+            self._write(self.unfinished, content)
+        except WorkspaceError as error:
+            print(f"The run goes on without this save of its progress, and the next one will try again: {error}")
 
     def load_progress(self):
         """What save_progress last saved for this very run (Saved), or None."""
-        if not self.unfinished.exists():
+        if not is_there(self.unfinished):
             return None
         try:
             saved = Saved(self.unfinished)
+        except Unreadable:
+            raise  # it may be whole, and starting anew would replace it
         except WorkspaceError as error:
             print(f"The unfinished run is lost, starting anew: {error}")
             return None
