@@ -63,6 +63,14 @@ def unreadable(path, error):
                       "see that its drive is connected and that you may read it, then run this cell again.")
 
 
+def unwritten(path, error):
+    """The WorkspaceError for this file."""
+    full = getattr(error, "errno", None) in FULL
+    remedy = "The disk is full: free some space" if full else "See that its drive is connected and may be written"
+    return WorkspaceError(f"{path} could not be written ({reason(error)}). What was there before is untouched, and what was "
+                          f"to be saved is still in memory. {remedy}, then run this cell again.")
+
+
 def is_there(path):
     """Whether there is anything at `path`. Raises Unreadable if the drive does not say."""
     try:
@@ -107,10 +115,7 @@ def write_whole(path, content):
     try:
         patiently(write)
     except (OSError, MemoryError) as error:
-        full = getattr(error, "errno", None) in FULL
-        remedy = "The disk is full: free some space" if full else "See that its drive is connected and may be written"
-        raise WorkspaceError(f"{path} could not be written ({reason(error)}). What was there before is untouched, and what "
-                             f"was to be saved is still in memory. {remedy}, then run this cell again.") from error
+        raise unwritten(path, error) from error
 
 
 def force_to_disk(file):
@@ -208,6 +213,8 @@ def save(path, content):
     try:
         packed = pack(path.name, content)
         unpack(path.name, packed)
+    except MemoryError as error:
+        raise unwritten(path, error) from error
     except Exception as error:  # as many kinds as in Saved
         raise WorkspaceError(f"{path.name} was not written, for nothing could read it again ({reason(error)}). What was "
                              "there before is untouched.") from error

@@ -3,6 +3,7 @@
 import math
 import os
 import tempfile
+from contextlib import suppress
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
@@ -126,7 +127,8 @@ class Stage:
     def save(self, **content):
         """Saves the finished stage: state, config and metrics for a .pt file, any plain values for a .json."""
         self._write(self.path, content)
-        self.unfinished.unlink(missing_ok=True)
+        with suppress(OSError):  # what is left of it does no harm
+            self.unfinished.unlink()
 
     def load(self):
         """The finished stage's file, as Saved."""
