@@ -3,12 +3,12 @@
 import os
 import tempfile
 import time
+from contextlib import suppress
+from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
 
-import torch
-
-from .files import FORMAT, Saved, Unreadable, WorkspaceError, kind_of, remedy, save_json, versions, write_whole
+from .files import Saved, Unreadable, WorkspaceError, is_there, patiently, plain, read_whole, remedy, save, write_whole
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DRIVE = Path("/content/drive")  # where Colab mounts Google Drive
@@ -28,16 +28,16 @@ def check_parameters(**parameters):
 
     Raises ValueError, naming the parameter, for a number outside its range.
     """
-    plain = {name: value.item() if hasattr(value, "item") else value for name, value in parameters.items()}
-    for name in plain.keys() & RANGES.keys():
-        value, (least, most) = plain[name], RANGES[name]
+    checked = {name: plain(value) for name, value in parameters.items()}
+    for name in checked.keys() & RANGES.keys():
+        value, (least, most) = checked[name], RANGES[name]
         kind = Integral if isinstance(least, int) else Real
         if not isinstance(value, kind) or isinstance(value, bool) or not least <= value <= most:    # NaN is in no range
             note = " This is text: YAML, and so papermill, takes 1e-4 for text and 1.0e-4 for a number." \
                 if isinstance(value, str) else ""
             whole = "whole " if kind is Integral else ""
             raise ValueError(f"{name}={value!r}: expected a {whole}number from {least:,} to {most:,}.{note}")
-    return plain
+    return checked
 
 
 def check_dataset(source, dataset):
@@ -74,8 +74,8 @@ class Workspace:
         self.released = REPOSITORY / "checkpoints" / "released" / part
         try:
             for made in (self.checkpoints, self.figures):
-                made.mkdir(parents=True, exist_ok=True)
-                tempfile.TemporaryFile(dir=made).close()
+                patiently(partial(made.mkdir, parents=True, exist_ok=True))
+                patiently(partial(tempfile.TemporaryFile, dir=made)).close()
         except OSError as error:
             raise WorkspaceError(f"workspace={str(folder)!r} can't be written ({error}). Choose another folder with the "
                                  "parameter `workspace`.") from error
@@ -88,7 +88,7 @@ class Workspace:
         """The path of an input: the workspace's own file, else the released one, else None. Raises ValueError for a path."""
         if not name or Path(name).name != name or name.startswith("."):
             raise ValueError(f"{name!r}: expected a plain file name, such as 'cvae.pt'.")
-        return next((folder / name for folder in (self.checkpoints, self.released) if (folder / name).exists()), None)
+        return next((folder / name for folder in (self.checkpoints, self.released) if is_there(folder / name)), None)
 
     def load(self, name, made_from=()):
         """Reads an input: the workspace's own file, else the released one, as Saved.
@@ -113,7 +113,7 @@ class Workspace:
 
     def save_figure(self, name, content):
         """Writes the bytes of a picture to the folder of figures and returns its path."""
-        write_whole(self.figures / name, lambda file: file.write(content))
+        write_whole(self.figures / name, content)
         return self.figures / name
 
 
@@ -139,7 +139,7 @@ class Stage:
         self.saved_at, self.unsaved = time.monotonic(), None
         if self.done:
             print(f"Already done with these settings: {self.path} (overwrite=True does it again)")
-        elif self.path.exists() and (found := self._changes(Saved(self.path))):
+        elif is_there(self.path) and (found := self._changes(Saved(self.path))):
             print(f"{self.path} is another run's, and will be kept beside the new one: {', '.join(found)}")
 
     @property
@@ -149,21 +149,18 @@ class Stage:
         if self.unsaved:                                     # trained, and then the disk was full or the drive gone
             self.save(**self.unsaved)
             return True
-        return not self.overwrite and self.path.exists() and not self._changes(Saved(self.path))
+        return not self.overwrite and is_there(self.path) and not self._changes(Saved(self.path))
 
     def _check_unchanged(self):
         if found := changes(self.settings, check_parameters(**self.current())):
             raise WorkspaceError(f"{', '.join(found)}: changed since {self.path.name} was set up. Run the cell that begins "
-                                 "with “# Set up” again, and then those below it.")
+                                 "with “# This stage” again, and then those below it.")
 
     def _changes(self, saved):
         return changes(saved.settings, self.settings) + changes(saved.lineage, self.lineage)
 
     def _write(self, path, content):
-        content = {"kind": kind_of(path.name), "name": path.name, "format": FORMAT, "settings": self.settings,
-                   "lineage": self.lineage, **content, "versions": versions()}
-        save = save_json if path.suffix == ".json" else torch.save
-        write_whole(path, lambda file: save(content, file))
+        save(path, {"settings": self.settings, "lineage": self.lineage, **content})
 
     def save(self, **content):
         """Saves the finished stage: state, config and metrics for a .pt file, any plain values for a .json.
@@ -171,18 +168,19 @@ class Stage:
         A finished file of other settings or inputs is kept, under a name that has the first digits of its digest.
         """
         self.unsaved = content
-        if self.path.exists() and self._changes(old := Saved(self.path)):
+        if is_there(self.path) and self._changes(old := Saved(self.path)):
             kept = self.path.with_name(f"{self.path.stem}.{old.digest[:8]}{self.path.suffix}")
-            write_whole(kept, lambda file: file.write(self.path.read_bytes()))
+            write_whole(kept, read_whole(self.path))
             print(f"{self.path.name} was another run's: kept as {kept}")
         self._write(self.path, content)
         self.unsaved = None
-        self.unfinished.unlink(missing_ok=True)
+        with suppress(OSError):                              # what is left of it does no harm
+            self.unfinished.unlink(missing_ok=True)
 
     def load(self):
         """The finished stage's file, as Saved. Raises WorkspaceError unless it is there and of these settings and inputs."""
         self._check_unchanged()
-        if not self.path.exists():
+        if not is_there(self.path):
             raise WorkspaceError(f"{self.path} is not made yet: run the cell with “if not stage.done” first.")
         saved = Saved(self.path)
         if found := self._changes(saved):
@@ -196,7 +194,7 @@ class Stage:
         return time.monotonic() - self.saved_at > self.save_seconds
 
     def save_progress(self, **content):
-        """Saves an unfinished run, for load_progress. A save that fails is a warning: the next one may succeed."""
+        """Saves an unfinished run, for resume. A save that fails is a warning: the next one may succeed."""
         try:
             self._write(self.unfinished, content)
         except WorkspaceError as error:
@@ -209,7 +207,7 @@ class Stage:
         Raises Unreadable for a file that could not be read (nothing says that it is lost), and WorkspaceError if restore
         fails, with the file set aside, so that the next try starts anew.
         """
-        if not self.unfinished.exists():
+        if not is_there(self.unfinished):
             return None
         try:
             saved = Saved(self.unfinished)
