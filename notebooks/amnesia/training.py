@@ -14,13 +14,29 @@ class Diverged(RuntimeError):
 
 
 def pick_device(device="auto"):
-    """The torch.device for the parameter `device`: "auto" is a GPU if there is one. Raises ValueError if it is absent."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    """The torch.device for the parameter `device`, a name or a torch.device: "auto" is a GPU if there is one that works.
+
+    Raises ValueError if a device that was asked for is absent or cannot be used.
+    """
+    if device != "auto":
+        try:
+            return tried(device)
+        except Exception as error:  # torch raises RuntimeError, AssertionError or NotImplementedError, by backend
+            raise ValueError(f"device={device!r}: not available here ({error}). Use \"auto\" or \"cpu\".") from error
+    gpu = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        return torch.zeros(1, device=device).device
-    except Exception as error:  # torch raises RuntimeError, AssertionError or NotImplementedError, by backend
-        raise ValueError(f"device={device!r}: not available here ({error}). Use \"auto\" or \"cpu\".") from error
+        return tried(gpu)
+    except Exception as error:  # a card that this torch is not built for, or a driver that does not fit
+        reason = str(error).partition("\n")[0]
+        print(f"The GPU here ({gpu}) cannot be used by torch {torch.__version__} ({reason}): going on with the CPU.")
+        return torch.device("cpu")
+
+
+def tried(device):
+    """A torch.device, after it has multiplied two matrices; whatever torch raises if it can't."""
+    ones = torch.ones(16, 16, device=device)
+    (ones @ ones).sum().item()  # .item() waits for the result, and so for the error of a kernel that could not run
+    return ones.device
 
 
 def progress(iterable=None, **options):
@@ -31,13 +47,25 @@ def progress(iterable=None, **options):
 @contextmanager
 def quick_products():
     """Within it, processors that have units for it round the inputs of float32 matrix products: to bfloat16 on a CPU with
-    AVX512-BF16 or AMX, to TF32 on an NVIDIA GPU. Others compute as before. Sums stay float32, and so do the weights."""
-    before = torch.get_float32_matmul_precision()
+    AVX512-BF16 or AMX, to TF32 on an NVIDIA GPU. Others compute as before. Sums stay float32, and so do the weights.
+
+    The user's own setting is back afterwards, whether made by torch's older call or, from 2.9 on, by fp32_precision.
+    """
+    backends = [matmul for backend in (torch.backends.cuda, torch.backends.mkldnn)
+                if hasattr(matmul := getattr(backend, "matmul", None), "fp32_precision")]
+    newer = [matmul.fp32_precision for matmul in backends]
+    for matmul in backends:
+        matmul.fp32_precision = "ieee"  # else the older call below refuses to answer where the newer ones were used
+    older = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(older)
+        for matmul, value in zip(backends, newer, strict=True):
+            matmul.fp32_precision = "none"  # which takes torch.backends.fp32_precision
+            if matmul.fp32_precision != value:
+                matmul.fp32_precision = value
 
 
 def optimizer_for(model, steps, learning_rate, schedule, weight_decay=0.0):
