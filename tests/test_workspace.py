@@ -121,7 +121,7 @@ def test_another_runs_file_is_not_loaded_as_ones_own(store):
 def test_a_failed_last_save_is_made_up_for_when_the_cell_runs_again(store, monkeypatch):
     stage = Stage(store, "cvae.pt", SETTINGS)
     with monkeypatch.context() as broken, pytest.raises(WorkspaceError):
-        broken.setattr(workspace_module, "write_whole", lambda path, write: (_ for _ in ()).throw(WorkspaceError("gone")))
+        broken.setattr(files_module, "write_whole", lambda path, content: (_ for _ in ()).throw(WorkspaceError("gone")))
         stage.save(state={"w": torch.ones(3)}, config={}, metrics={})
     assert stage.done and torch.equal(stage.load().state["w"], torch.ones(3))
 
