@@ -270,12 +270,10 @@ def test_a_number_that_yaml_takes_for_text_is_explained():
         check_parameters(learning_rate="1e-4")
 
 
-def test_numpys_numbers_become_plain_ones(store):
-    settings = {"steps": np.int64(3), "learning_rate": np.float32(0.5), "seed": np.uint8(0)}
-    plain = check_parameters(**settings)
-    assert [type(value) for value in plain.values()] == [int, float, int]
-    saved = save(store, "cvae.pt", settings=settings)
-    assert saved.settings == plain and Stage(store, "cvae.pt", plain).done
+@pytest.mark.parametrize(("name", "value"), [("steps", np.int64(3)), ("lam", np.float64(1)), ("seed", torch.tensor(0))])
+def test_numbers_of_other_packages_are_refused_with_advice(name, value):
+    with pytest.raises(ValueError, match=rf"{name}=.*take {name}\.item\(\)"):
+        check_parameters(**{name: value})
 
 
 def test_lam_and_gamma_may_be_zero():

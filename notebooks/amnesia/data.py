@@ -16,7 +16,7 @@ from urllib.request import Request, urlopen
 import torch
 import torch.nn.functional as F
 
-from .files import WorkspaceError, is_there, plain, read_whole, reason, write_whole
+from .files import WorkspaceError, is_there, read_whole, reason, write_whole
 from .training import progress
 
 PIXELS, CLASSES = 28 * 28, 10
@@ -143,6 +143,11 @@ def check_surrogate(surrogate, forgotten):
     if surrogate in forgotten:
         raise ValueError(f"surrogate={surrogate} is itself among the forgotten labels {forgotten}: choose a kept one.")
     return int(surrogate)
+
+
+def plain(value):
+    """A number or an array of numpy or torch as Python's own number or list; anything else as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def is_label(value):

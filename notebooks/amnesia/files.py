@@ -154,11 +154,6 @@ def remedy(name):
     return f"Run {MADE_BY[kind]}.ipynb{chosen} to make it."
 
 
-def plain(value):
-    """A number or an array of numpy or torch as Python's own number or list; anything else as it is."""
-    return value.tolist() if hasattr(value, "tolist") else value
-
-
 def versions():
     """Versions and hardware, for the record in every file."""
     cpu = f"{os.cpu_count()}-core {platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()})"

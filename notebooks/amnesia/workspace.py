@@ -5,10 +5,9 @@ import tempfile
 import time
 from contextlib import suppress
 from functools import partial
-from numbers import Integral, Real
 from pathlib import Path
 
-from .files import Saved, Unreadable, WorkspaceError, is_there, patiently, plain, read_whole, remedy, save, write_whole
+from .files import Saved, Unreadable, WorkspaceError, is_there, patiently, read_whole, remedy, save, write_whole
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DRIVE = Path("/content/drive")  # where Colab mounts Google Drive
@@ -18,26 +17,23 @@ DRIVE = Path("/content/drive")  # where Colab mounts Google Drive
 SAVE_SECONDS, SAVE_SECONDS_ON_DRIVE = 8, 60
 
 # From where to where a parameter may go. Where the ends are whole numbers, so must it be.
-RANGES = {"steps": (1, 10**7), "batch_size": (1, 10**5), "latent_dim": (1, 512), "n_samples": (1, 10**9),
-          "n_per_class": (1, 10**5), "seed": (0, 2**63 - 1), "learning_rate": (1e-12, 1e3), "weight_decay": (0.0, 1e3),
+RANGES = {"steps": (1, 10**7), "batch_size": (1, 10**5), "latent_dim": (1, 128), "n_samples": (1, 10**9),
+          "n_per_class": (2, 10**5), "seed": (0, 2**63 - 1), "learning_rate": (1e-12, 1e3), "weight_decay": (0.0, 1e3),
           "dropout": (0.0, 0.99), "lam": (0.0, 1e12), "gamma": (0.0, 1e12), "drawn": (0.0, 1.0)}
 
 
 def check_parameters(**parameters):
-    """The parameters as plain values: NumPy's numbers become Python's own, which every file can hold.
-
-    Raises ValueError, naming the parameter, for a number outside its range.
-    """
-    checked = {name: plain(value) for name, value in parameters.items()}
-    for name in checked.keys() & RANGES.keys():
-        value, (least, most) = checked[name], RANGES[name]
-        kind = Integral if isinstance(least, int) else Real
-        if not isinstance(value, kind) or isinstance(value, bool) or not least <= value <= most:    # NaN is in no range
-            note = " This is text: YAML, and so papermill, takes 1e-4 for text and 1.0e-4 for a number." \
-                if isinstance(value, str) else ""
-            whole = "whole " if kind is Integral else ""
-            raise ValueError(f"{name}={value!r}: expected a {whole}number from {least:,} to {most:,}.{note}")
-    return checked
+    """Raises ValueError, naming the parameter, for what is no number of Python's own, or lies outside its range."""
+    for name in parameters.keys() & RANGES.keys():
+        value, (least, most) = parameters[name], RANGES[name]
+        whole = isinstance(least, int)
+        if type(value) not in ((int,) if whole else (int, float)) or not least <= value <= most:    # NaN is in no range
+            note = ""
+            if isinstance(value, str):
+                note = " This is text: YAML, and so papermill, takes 1e-4 for text and 1.0e-4 for a number."
+            elif hasattr(value, "dtype"):
+                note = f" Of NumPy's and torch's numbers, take {name}.item()."
+            raise ValueError(f"{name}={value!r}: expected a {'whole ' * whole}number from {least:,} to {most:,}.{note}")
 
 
 def check_dataset(source, dataset):
@@ -130,7 +126,8 @@ class Stage:
 
     def __init__(self, workspace, name, settings, inputs=(), overwrite=False):
         self.current = settings if callable(settings) else lambda: settings
-        self.settings = check_parameters(**self.current())
+        self.settings = self.current()
+        check_parameters(**self.settings)
         for source in inputs:
             check_dataset(source, self.settings.get("dataset"))
         self.path, self.overwrite, self.save_seconds = workspace.checkpoints / name, overwrite, workspace.save_seconds
@@ -152,7 +149,7 @@ class Stage:
         return not self.overwrite and is_there(self.path) and not self._changes(Saved(self.path))
 
     def _check_unchanged(self):
-        if found := changes(self.settings, check_parameters(**self.current())):
+        if found := changes(self.settings, self.current()):
             raise WorkspaceError(f"{', '.join(found)}: changed since {self.path.name} was set up. Run the cell that begins "
                                  "with “# This stage” again, and then those below it.")
 
