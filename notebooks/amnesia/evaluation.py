@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from .data import CLASSES, PIXELS, load_digits
+from .files import WorkspaceError
 from .models import Classifier, elbo_terms
 from .training import fit
 from .workspace import Stage
@@ -17,27 +18,32 @@ from .workspace import Stage
 Z95 = 1.959964
 
 
-def load_judge(store, dataset, device, seed=0):
-    """The judge of a data set, as Saved: the workspace's or the released one, else trained on real images now, and kept.
+def load_judge(store, device, seed=0):
+    """The judge of the workspace's data set, as Saved: its own or the released one, else trained on real images now.
 
-    seed: another seed is another judge, for those who must not ask the one that they were guided by.
+    seed: another seed is another judge, for those who must not ask the one that they were guided by. Raises WorkspaceError
+    for a judge that was trained on another data set.
     """
-    name = "-".join(["classifier", *([dataset] if dataset != "MNIST" else []), *([str(seed)] if seed else [])]) + ".pt"
+    name = f"classifier-{seed}.pt" if seed else "classifier.pt"
     if not store.find(name):
         print(f"There is no {name} yet: training this judge, once.")
-        train_judge(store, load_digits(dataset, store.data, device)[0], seed, name=name)
-    return store.load(name)
+        train_judge(store, load_digits(store.dataset, store.data, device)[0], seed)
+    saved = store.load(name)
+    if not all(source.startswith(store.dataset) for source in saved.lineage):
+        raise WorkspaceError(f"{saved.path} was trained on {', '.join(saved.lineage)}, and not on {store.dataset}: move it "
+                             "away. A judge that is missing is trained.")
+    return saved
 
 
-def train_judge(store, train, seed=0, steps=7000, batch_size=128, learning_rate=2e-3, weight_decay=0.05,
-                name="classifier.pt"):
-    """Trains the judge on real images alone, each turned, scaled and shifted a little, and saves it under this name.
+def train_judge(store, train, seed=0, steps=7000, batch_size=128, learning_rate=2e-3, weight_decay=0.05):
+    """Trains the judge on real images alone, each turned, scaled and shifted a little, and saves it in the workspace.
 
     store: Workspace; train: Digits. The run can be cut off and resumed. Returns the Classifier, in eval mode.
     """
     settings = {"seed": seed, "steps": steps, "batch_size": batch_size, "learning_rate": learning_rate,
                 "weight_decay": weight_decay}
-    stage, device = Stage(store, name, settings, [train]), train.images.device
+    device = train.images.device
+    stage = Stage(store, f"classifier-{seed}.pt" if seed else "classifier.pt", settings, [train])
     if not stage.done:
         torch.manual_seed(seed)
         judge = Classifier().to(device)
