@@ -22,7 +22,6 @@ from amnesia import (
     reference_metrics,
 )
 from amnesia.evaluation import forgetting_metrics, frechet, jitter, mean_interval, wilson_interval
-from experiments.tables import excess_interval
 
 
 def test_frechet_equals_scipys_matrix_root():
@@ -34,16 +33,10 @@ def test_frechet_equals_scipys_matrix_root():
     assert frechet(torch.tensor(a), torch.tensor(a)) == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize(("hits", "n"), [(0, 50), (50, 50), (37, 50), (979, 1000)])
-def test_wilson_interval_equals_scipys(hits, n):
-    expected = scipy.stats.binomtest(hits, n).proportion_ci(method="wilson")
-    assert wilson_interval(hits, n)[1] == pytest.approx([expected.low, expected.high], abs=1e-6)
-
-
-def test_excess_interval_equals_newcombes_example():
-    """Newcombe 1998, Table II, method 10: 56 of 70 less 48 of 80, and 9 of 10 less 3 of 10."""
-    assert excess_interval((56, 70), (48, 80)) == (pytest.approx(0.2), pytest.approx([0.0524, 0.3339], abs=1e-4))
-    assert excess_interval((9, 10), (3, 10)) == (pytest.approx(0.6), pytest.approx([0.1705, 0.8090], abs=1e-4))
+def test_wilson_interval_is_newcombes_example():
+    """Newcombe 1998 (Two-sided confidence intervals for the single proportion), Table I, method 3: 81 of 263."""
+    assert wilson_interval(81, 263) == (81 / 263, pytest.approx([0.2553, 0.3662], abs=1e-4))
+    assert wilson_interval(0, 50)[1][0] == 0 and wilson_interval(50, 50)[1][1] == 1
 
 
 def test_mean_interval():
@@ -127,14 +120,14 @@ def test_jitter_moves_digits_a_little(digits):
 
 
 def test_a_judge_is_trained_on_first_use_and_then_kept(digits, tmp_path, monkeypatch, capsys):
-    few = [Digits(split.images[:200], split.labels[:200], "few") for split in digits]
+    few = [Digits(split.images[:200], split.labels[:200], "FashionMNIST, few") for split in digits]
     monkeypatch.setattr(evaluation, "load_digits", lambda *_: few)
     monkeypatch.setattr(evaluation, "train_judge", partial(evaluation.train_judge, steps=3))
-    store = Workspace(tmp_path)
-    first = evaluation.load_judge(store, "FashionMNIST", "cpu", seed=2)
-    assert first.name == "classifier-FashionMNIST-2.pt" and first.settings["seed"] == 2
-    assert first.lineage == {"few": few[0].digest}
+    store = Workspace(tmp_path, dataset="FashionMNIST")
+    first = evaluation.load_judge(store, "cpu", seed=2)
+    assert first.name == "classifier-2.pt" and first.path.parent.name == "FashionMNIST" and first.settings["seed"] == 2
+    assert first.lineage == {few[0].name: few[0].digest}
     assert "training this judge" in capsys.readouterr().out
-    assert evaluation.load_judge(store, "FashionMNIST", "cpu", seed=2).digest == first.digest
+    assert evaluation.load_judge(store, "cpu", seed=2).digest == first.digest
     assert "training" not in capsys.readouterr().out
-    assert evaluation.load_judge(store, "MNIST", "cpu").name == "classifier.pt"             # released
+    assert evaluation.load_judge(Workspace(tmp_path), "cpu").name == "classifier.pt"             # released

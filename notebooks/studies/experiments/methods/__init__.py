@@ -10,7 +10,7 @@ from .relabelling import random_label, saliency
 from .selective_amnesia import selective_amnesia
 from .task import Task
 
-__all__ = ["METHODS", "Task"]
+__all__ = ["METHODS", "Task", "selective_amnesia"]
 
 
 def original(task):
