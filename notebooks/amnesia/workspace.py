@@ -59,8 +59,9 @@ class Workspace:
                 patiently(partial(made.mkdir, parents=True, exist_ok=True))
                 patiently(partial(tempfile.TemporaryFile, dir=made)).close()
         except OSError as error:
-            raise WorkspaceError(f"workspace={str(folder)!r} can't be written ({error}). Choose another folder with the "
-                                 "parameter `workspace`.") from error
+            raise WorkspaceError(f"workspace={str(folder)!r} can't be written ({error}). See that its drive is "
+                                 "connected and run this cell again, or choose another folder with the parameter "
+                                 "`workspace`.") from error
 
     def find(self, name):
         """The path of an input: the workspace's own file, else the released one, else None. Raises ValueError for a path."""
