@@ -24,7 +24,8 @@ SETUP = next(cell.source for cell in CELLS if cell.source.startswith("# Setup"))
 def run_setup(cwd, content="/content", colab=None, repo_url="", use_drive=True, before=""):
     """Runs the cell twice in a fresh Python; returns what it printed, and the root it found as the last line."""
     cell = SETUP.replace("/content", str(content))
-    code = f"use_drive, REPO_URL = {use_drive}, {repo_url!r}\n{before}\n{cell}\n{cell}\nprint(*(path for path in sys.path if path.startswith(str(root))))\nprint(root)"
+    code = f"use_drive, REPO_URL = {use_drive}, {repo_url!r}\n{before}\n{cell}\n{cell}\n"
+    code += "print(*(path for path in sys.path if path.startswith(str(root))))\nprint(root)"
     return subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=False,
                           env={**os.environ, "PYTHONPATH": str(colab or ""), "GIT_TERMINAL_PROMPT": "0"})
 
@@ -205,7 +206,7 @@ def run_session(command):
 def test_emulated_colab_disconnects_within_a_stage_and_goes_on_from_drive(session, digits, tmp_path):
     """Emulated: kill -9 to the notebook in the middle of 01 and a new machine; all that is left is the Drive."""
     drive = tmp_path / "cloud" / "selective-amnesia"
-    command = session("01_train_cvae.ipynb", steps=3000, batch_size=16)
+    command = session("01_train_cvae.ipynb", steps=1000, batch_size=16)
     victim = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (drive / "checkpoints" / "cvae.unfinished.pt").exists():
         assert victim.poll() is None, "the notebook ended before any progress was saved"
@@ -214,7 +215,7 @@ def test_emulated_colab_disconnects_within_a_stage_and_goes_on_from_drive(sessio
         process.kill()
     victim.wait()
     assert not (drive / "checkpoints" / "cvae.pt").exists()
-    printed = run_session(session("01_train_cvae.ipynb", steps=3000, batch_size=16))
+    printed = run_session(session("01_train_cvae.ipynb", steps=1000, batch_size=16))
     assert "Going on from step" in printed and [path.name for path in (drive / "checkpoints").iterdir()] == ["cvae.pt"]
 
 
