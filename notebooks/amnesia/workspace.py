@@ -73,8 +73,8 @@ class Workspace:
                 patiently(partial(made.mkdir, parents=True, exist_ok=True))
                 patiently(partial(tempfile.TemporaryFile, dir=made)).close()
         except OSError as error:
-            raise WorkspaceError(f"workspace={str(folder)!r} can't be written ({error}). See that its drive is connected and "
-                                 "run this cell again, or choose another folder with the parameter `workspace`.") from error
+            raise WorkspaceError(f"workspace={str(folder)!r} can't be written ({error}). See that its drive is connected "
+                                 "and run this cell again, or choose another folder with the parameter `workspace`.") from error
         self.save_seconds = SAVE_SECONDS
         if self.folder.is_relative_to(DRIVE):
             self.save_seconds = SAVE_SECONDS_ON_DRIVE
