@@ -10,6 +10,10 @@ from amnesia import CVAE, load_digits
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+def pytest_addoption(parser):
+    parser.addoption("--sequences", type=int, default=6, help="random sequences of moves that a live kernel goes through")
+
+
 @pytest.fixture(scope="session")
 def digits():
     """(train, test)"""

@@ -21,7 +21,9 @@ from amnesia import (
     model_metrics,
     reference_metrics,
 )
-from amnesia.evaluation import excess_interval, forgetting_metrics, frechet, jitter, mean_interval, wilson_interval
+from amnesia.data import jitter
+from amnesia.evaluation import forgetting_metrics, frechet, mean_interval, wilson_interval
+from experiments.tables import excess_interval
 
 
 def test_frechet_equals_scipys_matrix_root():

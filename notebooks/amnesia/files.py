@@ -3,26 +3,136 @@
 A checkpoint is a plain dict that torch.load(path, weights_only=True) opens: kind, name, format, state (tensors), config
 (rebuilds the object), settings (the parameters that made it), lineage (name and SHA-256 of each file that it was made
 from), metrics, versions. An evaluation is the same as JSON.
+
+Drives hiccup: a network drive, a virus scanner or a full table of open files can refuse for a moment. So whatever a drive
+refuses is tried again, and a file that could not be read is never called damaged.
 """
 
+import errno
 import hashlib
 import io
 import json
 import os
+import pickle
 import platform
-import tempfile
+import secrets
+import time
 import zipfile
-from pathlib import Path
+from contextlib import suppress
 
 import torch
 
 FORMAT = 1
 MADE_BY = {"cvae": "01_train_cvae", "fim": "02_compute_fim", "amnesiac": "03_forget", "samples": "04_sample",
            "evaluation": "05_evaluate"}
+OF_WEIGHTS = ("cvae", "fim", "amnesiac", "classifier")  # kinds whose state has to be finite numbers
+WAITS = (0.1, 0.5, 2, 5)  # seconds before each new try of what a drive refused
+ABSENT = (FileNotFoundError, NotADirectoryError)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DAY = 24 * 60 * 60
 
 
 class WorkspaceError(RuntimeError):
     """A file that is missing, damaged, not writable, or made from other files than those it is asked to go with."""
+
+
+class Unreadable(WorkspaceError):
+    """A file that could not be read just now, and may well be whole."""
+
+
+def reason(error):
+    """What an exception says, or its kind if it says nothing, as a MemoryError."""
+    return str(error) or type(error).__name__
+
+
+def patiently(action):
+    """action(), tried again after each of WAITS seconds while a drive or the memory refuses; then raises what they said."""
+    for wait in WAITS:
+        try:
+            return action()
+        except (OSError, MemoryError) as error:
+            if isinstance(error, (*ABSENT, IsADirectoryError)) or getattr(error, "errno", None) in FULL:
+                raise  # waiting does not help
+        time.sleep(wait)
+    return action()
+
+
+def unreadable(path, error):
+    """The Unreadable for this file."""
+    return Unreadable(f"{path} could not be read ({reason(error)}). As far as is known nothing is wrong with it: keep it, "
+                      "see that its drive is connected and that you may read it, then run this cell again.")
+
+
+def unwritten(path, error):
+    """The WorkspaceError for this file."""
+    full = getattr(error, "errno", None) in FULL
+    remedy = "The disk is full: free some space" if full else "See that its drive is connected and may be written"
+    return WorkspaceError(f"{path} could not be written ({reason(error)}). What was there before is untouched, and what was "
+                          f"to be saved is still in memory. {remedy}, then run this cell again.")
+
+
+def is_there(path):
+    """Whether there is anything at `path`. Raises Unreadable if the drive does not say."""
+    try:
+        patiently(path.stat)
+    except ABSENT:
+        return False
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return True
+
+
+def read_whole(path):
+    """The bytes of a file. Raises FileNotFoundError if there is none, and Unreadable if it could not be read."""
+    try:
+        return patiently(path.read_bytes)
+    except ABSENT:
+        raise
+    except (OSError, MemoryError) as error:
+        raise unreadable(path, error) from error
+
+
+def write_whole(path, content):
+    """Writes bytes beside `path`, reads them back, and moves them there, so that `path` is whole at every moment.
+
+    Raises WorkspaceError, with what was at `path` untouched, when the disk is full, read-only or gone.
+    """
+    def write():
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            with open(temporary, "xb") as file:
+                file.write(content)
+                file.flush()
+                force_to_disk(file)
+            if temporary.read_bytes() != content:
+                raise OSError(errno.EIO, "what was written reads otherwise")
+            os.replace(temporary, path)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+    sweep(path.parent)
+    try:
+        patiently(write)
+    except (OSError, MemoryError) as error:
+        raise unwritten(path, error) from error
+
+
+def force_to_disk(file):
+    """fsync, where the file system knows it: WSL's drives, CIFS and some FUSE drives refuse, and write all the same."""
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno in (errno.EIO, *FULL):  # no refusal: the bytes did not get there
+            raise
+
+
+def sweep(folder):
+    """Removes what cut-off writes left in a folder, a day later: a younger one may be another run's, at work."""
+    with suppress(OSError):
+        for left in folder.glob(".*.tmp"):
+            if time.time() - left.stat().st_mtime > DAY:
+                left.unlink()
 
 
 def kind_of(name):
@@ -32,10 +142,16 @@ def kind_of(name):
 
 def remedy(name):
     """The sentence that says how to get a good file of this name."""
-    notebook = MADE_BY.get(kind_of(name))
-    if kind_of(name) == "classifier" and name != "classifier.pt":
+    kind = kind_of(name)
+    if ".unfinished." in name:
+        return "Without it the run starts anew."
+    if kind == "classifier":
         return "A judge that is missing is trained where it is asked for."
-    return f"Run {notebook}.ipynb to make it." if notebook else "It belongs to the repository: `git checkout` brings it."
+    if kind not in MADE_BY:
+        return "No notebook makes a file of this name: see whether the parameter `model` is spelt right."
+    model = name.removeprefix("fim-").removesuffix(".pt")
+    chosen = f' with model="{model}"' if kind == "fim" and model != "cvae" else ""
+    return f"Run {MADE_BY[kind]}.ipynb{chosen} to make it."
 
 
 def versions():
@@ -45,74 +161,102 @@ def versions():
     return {"python": platform.python_version(), "torch": str(torch.__version__), "hardware": hardware}
 
 
-def write_whole(path, write):
-    """Has write(file) fill a binary file beside `path`, then moves it there, so that `path` is whole at every moment.
-
-    Raises WorkspaceError, with what was at `path` untouched, when the disk is full, read-only or gone.
-    """
-    temporary = None
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        with open(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's 0o600 would shut out others who share the folder
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-        raise WorkspaceError(f"{path} could not be written ({error}). What was there before is untouched. Free some "
-                             "space, or choose another folder with the parameter `workspace`.") from error
-    finally:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-
-
 def checksum(content):
     """SHA-256 of plain values, as JSON writes them."""
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def save_json(content, file):
-    """JSON with a checksum of its own: without one, a figure with a flipped digit would still be a figure."""
-    file.write(json.dumps({**content, "sha256": checksum(content)}, indent=1).encode())
+def pack(name, content):
+    """The bytes of a file of this name: torch.save's, or JSON with a checksum, so that no altered figure passes."""
+    if name.endswith(".json"):
+        return json.dumps({**content, "sha256": checksum(content)}, indent=1).encode()
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
 
 
-def read_json(content):
-    """The dict that save_json wrote. Raises ValueError if it was altered."""
-    content = json.loads(content)
-    if content.pop("sha256") != checksum(content):
-        raise ValueError("wrong checksum")
+def unpack(name, packed):
+    """The dict that was packed, checked, and nothing unpickled. Raises ValueError and others if anything is amiss."""
+    if name.endswith(".json"):
+        content = json.loads(packed)
+        if content.pop("sha256") != checksum(content):
+            raise ValueError("wrong checksum")
+    else:
+        with zipfile.ZipFile(io.BytesIO(packed)) as archive:  # torch.load itself does not look at the checksums
+            if broken := archive.testzip():
+                raise ValueError(f"wrong checksum of {broken}")
+        try:
+            content = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:  # whose own text offers to run whatever is in there
+            raise ValueError("it holds more than tensors and plain values") from error
+        except RuntimeError as error:
+            if "memory" in str(error):  # torch's allocator does not raise MemoryError
+                raise MemoryError(str(error)) from error
+            raise
+    if content["format"] != FORMAT:
+        return content  # whoever wrote it knows what is to be in it
+    if missing := {"kind", "name", "settings", "lineage"} - content.keys():
+        raise ValueError(f"without {', '.join(sorted(missing))}")
+    if content["kind"] != kind_of(content["name"]):
+        raise ValueError(f"{content['name']} that calls itself a {content['kind']}")
+    if content["kind"] in OF_WEIGHTS and not all(weight.isfinite().all() for weight in content["state"].values()):
+        raise ValueError("some of its weights are no finite numbers")
     return content
 
 
-def read_tensors(file):
-    """The dict that torch.save wrote, unpickling nothing. Raises ValueError if it was altered."""
-    with zipfile.ZipFile(file) as archive:  # torch.load itself does not look at the checksums
-        if broken := archive.testzip():
-            raise ValueError(f"wrong checksum of {broken}")
-    file.seek(0)
-    return torch.load(file, map_location="cpu", weights_only=True)
+def save(path, content):
+    """Writes a dict of plain values and tensors, settings and lineage among them, once Saved is sure to read it again.
+
+    Kind, name, format and versions are added. Raises WorkspaceError, with what was at `path` untouched.
+    """
+    content = {"kind": kind_of(path.name), "name": path.name, "format": FORMAT, **content, "versions": versions()}
+    try:
+        packed = pack(path.name, content)
+        unpack(path.name, packed)
+    except MemoryError as error:
+        raise unwritten(path, error) from error
+    except Exception as error:  # as many kinds as in Saved
+        raise WorkspaceError(f"{path.name} was not written, for nothing could read it again ({reason(error)}). What was "
+                             "there before is untouched.") from error
+    write_whole(path, packed)
 
 
 class Saved:
-    """A file that was read and checked. Its entries are attributes: saved.state, saved.settings, saved.metrics, …"""
+    """A file that was read and checked.
+
+    path, name and digest (SHA-256) are the file's own. Its entries are attributes too: saved.state, saved.settings, …
+    Raises WorkspaceError if it is damaged or not what its name says, and Unreadable if it could not be read.
+    """
 
     def __init__(self, path):
         self.path, self.name = path, path.name
+
+        def read():
+            packed = path.read_bytes()  # once: another run may replace the file at any moment
+            return hashlib.sha256(packed).hexdigest(), unpack(self.name, packed)
+
         try:
-            content = path.read_bytes()  # once: another run may replace the file at any moment
-            self.digest = hashlib.sha256(content).hexdigest()
-            content = read_json(content) if path.suffix == ".json" else read_tensors(io.BytesIO(content))
-            form, name, _, _ = (content[key] for key in ("format", "name", "settings", "lineage"))
+            self.digest, self.content = patiently(read)
+        except ABSENT as error:
+            raise WorkspaceError(f"{path} is not there any more. {remedy(self.name)}") from error
+        except (OSError, MemoryError) as error:
+            raise unreadable(path, error) from error
         except Exception as error:  # zip, pickle and JSON break in a dozen ways, and all of them mean this
-            raise WorkspaceError(f"{path} is damaged, or not a file of this project ({error}). Delete it. "
+            raise WorkspaceError(f"{path} is damaged, or not a file of this project ({reason(error)}). Delete it. "
                                  f"{remedy(self.name)}") from error
-        if form != FORMAT:
-            raise WorkspaceError(f"{path} has format {form}, and this version reads format {FORMAT}: update the "
+        if self.format != FORMAT:
+            raise WorkspaceError(f"{path} has format {self.format}, and this version reads format {FORMAT}: update the "
                                  f"project, or delete the file. {remedy(self.name)}")
-        if name != self.name:
-            raise WorkspaceError(f"{path} holds what was saved as {name}. Delete or rename it. {remedy(self.name)}")
-        self.__dict__.update(content)
+        if self.content["name"] != self.name:
+            raise WorkspaceError(f"{path} holds what was saved as {self.content['name']}. Delete or rename it. "
+                                 f"{remedy(self.name)}")
+
+    def __getattr__(self, key):
+        """An entry. Python asks here only for what is no attribute, so no entry can pass for the path or the digest."""
+        try:
+            return vars(self)["content"][key]
+        except KeyError:
+            raise AttributeError(f"{vars(self).get('path')} holds no {key!r}") from None
 
     def build(self, cls, device):
         """The object that was saved: cls(**config) with its state, on `device`, in eval mode."""
