@@ -34,10 +34,10 @@ class Bench:
     """The files that the runs of a study start from, in a workspace or released: cvae.pt, fim-cvae.pt, the judge, digits."""
 
     def __init__(self, workspace="auto", dataset="MNIST", device="auto", model="cvae", use_drive=True):
-        self.store, self.device, self.dataset = Workspace(workspace, use_drive), pick_device(device), dataset
+        self.store, self.device, self.dataset = Workspace(workspace, use_drive, dataset), pick_device(device), dataset
         cvae = self.store.load(f"{model}.pt")
         check_dataset(cvae, dataset)
-        judge = load_judge(self.store, dataset, self.device)
+        judge = load_judge(self.store, self.device)
         fim = self.store.load(f"fim-{model}.pt", made_from=[cvae])
         self.cvae, self.judge = cvae.build(CVAE, self.device), judge.build(Classifier, self.device)
         self.fim = {name: value.to(self.device) for name, value in fim.state.items()}
@@ -124,7 +124,7 @@ class Bench:
     @cached_property
     def second_judge_file(self):
         """Where it is saved."""
-        return load_judge(self.store, self.dataset, self.device, seed=1)
+        return load_judge(self.store, self.device, seed=1)
 
     def sequence(self, forget, seed=0, scale=1.0):
         """Forgets the digits of `forget` one after another, each round from the last one's model and its own Fisher
