@@ -21,11 +21,11 @@ import papermill
 from nbclient import NotebookClient
 from nbconvert.preprocessors.coalescestreams import CoalesceStreamsPreprocessor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "notebooks"))
+sys.path.extend(str(Path(__file__).resolve().parents[1] / "notebooks" / folder) for folder in ("", "studies"))
 
 from amnesia.data import CLASS_NAMES
-from amnesia.tables import markdown
 from amnesia.workspace import REPOSITORY
+from experiments.tables import markdown
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("0*.ipynb"))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULT, PICTURE = (REPOSITORY / "benchmarks" / f"scaling.{kind}" for kind in ("json", "png"))
-sys.path.insert(0, str(REPOSITORY / "notebooks"))
+sys.path.extend(str(REPOSITORY / "notebooks" / folder) for folder in ("", "studies"))
 
 GRID = {"samples": (1000, 10_000, 100_000, 1_000_000), "batch": (32, 64, 128, 256, 512, 1024), "width": (1, 2, 4),
         "digits": (1, 2, 5, 9)}
@@ -69,7 +69,8 @@ def forgetting_step(digits=1, width=1):
     """A step of notebook 03, in milliseconds."""
     import torch
 
-    from amnesia.forgetting import Task, selective_amnesia
+    from experiments.methods import Task
+    from experiments.methods.selective_amnesia import selective_amnesia
 
     model = cvae(width)
     fim = {name: torch.ones_like(p) for name, p in model.named_parameters()}
@@ -80,7 +81,7 @@ def forgetting_step(digits=1, width=1):
 def width(factor):
     """The three costly stages of the series for a model so many times as wide, in seconds: steps times a step's time."""
     from amnesia import diagonal_fisher
-    from amnesia.forgetting import Task
+    from experiments.methods import Task
 
     model = cvae(factor)
     return {"01": 12.5 * training_step(128, factor), "02": 5 * timed(lambda: diagonal_fisher(model, 10_000)),

@@ -10,10 +10,21 @@ from amnesia import CVAE, load_digits
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+def pytest_addoption(parser):
+    parser.addoption("--sequences", type=int, default=6, help="random sequences of moves that a live kernel goes through")
+
+
 @pytest.fixture(scope="session")
 def digits():
     """(train, test)"""
     return load_digits("MNIST", REPOSITORY / "data")
+
+
+@pytest.fixture(autouse=True)
+def all_of_mnist(request):
+    """Tests marked `mnist` need all 70,000 digits, and are skipped where they cannot be had."""
+    if request.node.get_closest_marker("mnist") and len(request.getfixturevalue("digits")[0]) < 60_000:
+        pytest.skip("needs all of MNIST: set AMNESIA_DATA to a folder that has MNIST/raw")
 
 
 @pytest.fixture

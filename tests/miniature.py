@@ -57,7 +57,7 @@ def train(stage):
 
 
 def fisher(stage, cvae):
-    stage.save(state=diagonal_fisher(cvae, 300, 100), config={}, metrics={})
+    stage.save(state=diagonal_fisher(cvae, 300, 100, stage=stage), config={}, metrics={})
 
 
 def forget(stage, cvae, fim):
@@ -134,7 +134,7 @@ def attempt(answer, folder, disk=None, unprivileged=False, open_files=None, refu
     files_module.WAITS, data_module.SILENCE = (0,) * 4, 0.2
     ticks = itertools.count(0, 100)
     training_module.time = SimpleNamespace(perf_counter=lambda: next(ticks))  # so that every step is saved
-    DIGITS.restart()
+    Stage.due = True
     if disk is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (disk, disk))

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from amnesia import CVAE, Classifier, Workspace, one_hot
-from amnesia.attacks import (
+from amnesia.files import Saved
+from amnesia.workspace import REPOSITORY
+from experiments.attacks import (
     BOX,
     RADIUS_SQUARED,
     SEARCHES,
@@ -18,10 +20,8 @@ from amnesia.attacks import (
     successes,
     within_ball,
 )
-from amnesia.bounds import fine_tune
-from amnesia.files import Saved
-from amnesia.sweep import pack, unpack
-from amnesia.workspace import REPOSITORY
+from experiments.bounds import fine_tune
+from experiments.sweep import pack, unpack
 
 RELEASED = REPOSITORY / "checkpoints" / "released"
 

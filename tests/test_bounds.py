@@ -5,16 +5,16 @@ import math
 import pytest
 import torch
 
-from amnesia import CVAE, Digits, elbo_terms, fit
-from amnesia.bounds import elbo, importance_weighted_bound, refit_encoder
-from amnesia.evaluation import precision_recall
+from amnesia import CVAE, Digits, elbo, elbo_terms, fit
 from amnesia.models import bernoulli_nll
+from experiments.bench import precision_recall
+from experiments.bounds import importance_weighted_bound, refit_encoder
 
 
 @pytest.fixture
 def few(digits):
-    images, labels = digits[1].images[:40], digits[1].labels[:40]
-    return Digits(images, labels, "forty digits")
+    pick = torch.randperm(len(digits[1]), generator=torch.Generator().manual_seed(0))[:20]  # some sets come sorted by label
+    return Digits(digits[1].images[pick], digits[1].labels[pick], "twenty digits")
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def line(few):
     fit(cvae, loss, steps=200, learning_rate=1e-2)
     with torch.no_grad():
         cvae.encoder[-1].weight.zero_()
-        cvae.encoder[-1].bias.copy_(torch.tensor([0.3, 0.5]))  # an encoder that is no help: a gap to close
+        cvae.encoder[-1].bias.copy_(torch.tensor([0.3, 1.5]))  # no help, but it leaves no z out: a gap to close
     return cvae
 
 
@@ -54,7 +54,8 @@ def test_the_bounds_rise_from_the_elbo_to_the_likelihood(line, few):
     elbos = torch.stack([elbo(line, few, seed) for seed in range(50)]).double().mean(0)  # on the same draws as k = 1
     torch.testing.assert_close(averages[1].mean(), elbos.mean(), rtol=0, atol=0.2)
     assert averages[1].mean() + 0.2 < averages[16].mean() <= exact.mean() + 1e-3
-    torch.testing.assert_close(averages[1024], exact, rtol=0, atol=0.1)
+    torch.testing.assert_close(averages[1024], exact, rtol=0, atol=0.25)
+    torch.testing.assert_close(averages[1024].mean(), exact.mean(), rtol=0, atol=0.05)
 
 
 def test_refitting_moves_the_encoder_only_and_raises_the_bound(few):
@@ -85,7 +86,7 @@ def test_the_likelihood_is_torchs_own():
 
 def test_precision_and_recall_are_those_of_a_loop():
     torch.manual_seed(0)
-    samples, real, k = torch.randn(60, 5), torch.randn(80, 5) * 1.5 + 0.5, 3
+    samples, real, k = torch.randn(30, 5), torch.randn(40, 5) * 1.5 + 0.5, 3
 
     def share_inside(points, others):
         inside = 0

@@ -22,7 +22,7 @@ import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amnesia import Digits, check_surrogate, class_names, forget_set, load_digits
+from amnesia import Digits, check_surrogate, class_names, forget_set, grow, load_digits
 from amnesia import data as data_module
 from amnesia import files as files_module
 from amnesia.files import Unreadable, WorkspaceError
@@ -322,3 +322,13 @@ def test_surrogates():
             check_surrogate(bad, [0])
     with pytest.raises(ValueError, match="itself among the forgotten"):
         check_surrogate(3, [3, 8])
+
+
+def test_a_small_set_is_grown_by_copies_and_a_large_one_is_itself():
+    generator = torch.Generator().manual_seed(0)
+    small = Digits(torch.randint(256, (30, 784), generator=generator).byte(), torch.arange(30) % 10)
+    grown = grow(small, seed=1, size=100)
+    assert len(grown) == 90 and torch.equal(grown.images[:30], small.images)
+    assert torch.equal(grown.labels, small.labels.repeat(3)) and not torch.equal(grown.images[30:60], grown.images[60:])
+    assert grow(small, 1, 100).digest == grown.digest != grow(small, 2, 100).digest
+    assert grow(small, 1, 59) is small

@@ -21,7 +21,10 @@ from amnesia import (
     model_metrics,
     reference_metrics,
 )
-from amnesia.evaluation import excess_interval, forgetting_metrics, frechet, jitter, mean_interval, wilson_interval
+from amnesia.data import jitter
+from amnesia.evaluation import forgetting_metrics, frechet, mean_interval, wilson_interval
+from amnesia.files import WorkspaceError
+from experiments.tables import excess_interval
 
 
 def test_frechet_equals_scipys_matrix_root():
@@ -126,14 +129,19 @@ def test_jitter_moves_digits_a_little(digits):
 
 
 def test_a_judge_is_trained_on_first_use_and_then_kept(digits, tmp_path, monkeypatch, capsys):
-    few = [Digits(split.images[:200], split.labels[:200], "few") for split in digits]
+    few = [Digits(split.images[:200], split.labels[:200], "FashionMNIST few") for split in digits]
     monkeypatch.setattr(evaluation, "load_digits", lambda *_: few)
     monkeypatch.setattr(evaluation, "train_judge", partial(evaluation.train_judge, steps=3))
-    store = Workspace(tmp_path)
-    first = evaluation.load_judge(store, "FashionMNIST", "cpu", seed=2)
-    assert first.name == "classifier-FashionMNIST-2.pt" and first.settings["seed"] == 2
-    assert first.lineage == {"few": few[0].digest}
+    store = Workspace(tmp_path, dataset="FashionMNIST")
+    first = evaluation.load_judge(store, "cpu", seed=2)
+    assert first.name == "classifier-2.pt" and first.path.parent.name == "FashionMNIST" and first.settings["seed"] == 2
+    assert first.lineage == {few[0].name: few[0].digest}
     assert "training this judge" in capsys.readouterr().out
-    assert evaluation.load_judge(store, "FashionMNIST", "cpu", seed=2).digest == first.digest
+    assert evaluation.load_judge(store, "cpu", seed=2).digest == first.digest
     assert "training" not in capsys.readouterr().out
-    assert evaluation.load_judge(store, "MNIST", "cpu").name == "classifier.pt"             # released
+    mnist = Workspace(tmp_path)
+    assert evaluation.load_judge(mnist, "cpu").name == "classifier.pt"                      # released
+    judge = torch.load(first.path, weights_only=True)
+    torch.save(judge, mnist.checkpoints / "classifier-2.pt")
+    with pytest.raises(WorkspaceError, match="was trained on FashionMNIST"):
+        evaluation.load_judge(mnist, "cpu", seed=2)

@@ -1,5 +1,6 @@
 """GIFs with curves under them, and the panel: what its controls do, and that it keeps out of saved notebooks."""
 
+import base64
 import io
 import itertools
 import statistics
@@ -7,12 +8,15 @@ import sys
 import time
 
 import imageio.v3 as imageio
+import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
+from IPython.core.formatters import DisplayFormatter
+from IPython.display import Image
 from jupyter_client.manager import start_new_kernel
 
-from amnesia import gif, panel
+from amnesia import few_greys, figures, gif, panel, show
 
 
 def test_a_gif_shows_its_curves_under_the_frames():
@@ -22,6 +26,34 @@ def test_a_gif_shows_its_curves_under_the_frames():
     height = plain.shape[1]
     assert len(curved) == 3 and curved.shape[1] > height and curved.shape[2] == plain.shape[2]
     assert all((before != after)[height:].any() for before, after in itertools.pairwise(curved))  # the dot moves
+
+
+def test_what_is_grey_all_over_is_shown_as_one_grey():
+    """A spread of half a grey level to each side of 0.5, as a forgotten digit has, in a snapshot and in the GIF itself."""
+    grey = 0.5 + (torch.rand(1, 10, 8, 28, 28, generator=torch.Generator().manual_seed(0)) - 0.5) / 255
+    plain = (grey * 255).round().byte()
+    assert plain.unique().tolist() == [127, 128] and few_greys(grey).unique().tolist() == [128]
+    for frames in (few_greys(grey), plain):
+        inside = imageio.imread(gif(torch.cat([frames] * 2), "ab"), index=0)[40:240, 40:200]
+        assert len(np.unique(inside)) == 1
+    shades = few_greys(torch.linspace(0, 1, 1001))
+    assert len(shades.unique()) == 13 and (few_greys(shades / 255) == shades).all()
+
+
+def test_a_gif_goes_out_as_a_png_with_its_text_on_the_ipython_of_colab_too(monkeypatch):
+    """IPython 7.34, which Colab has, knows no Image(alt=…)."""
+    def image_of_7_34(data=None, url=None, filename=None, format=None, embed=None, width=None, height=None, retina=False,
+                      unconfined=False, metadata=None):
+        return Image(data, url, filename, format, embed, width, height, retina, unconfined, metadata)
+
+    shown = []
+    monkeypatch.setattr(figures, "Image", image_of_7_34)
+    monkeypatch.setattr(figures, "display", lambda image: shown.append(DisplayFormatter().format(image)))
+    content = gif(torch.zeros(2, 10, 8, 28, 28, dtype=torch.uint8), "ab")
+    show(content, alt="nothing but black")
+    (data, metadata), = shown
+    assert metadata["image/png"] == {"alt": "nothing but black"}
+    assert base64.b64decode(data["image/png"]) == content and len(imageio.imread(content, index=None)) == 2
 
 
 @pytest.fixture

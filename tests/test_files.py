@@ -86,7 +86,7 @@ def test_an_unfinished_run_that_cannot_be_read_is_kept(tmp_path, refuse, error):
     stage.save_progress(state={"w": torch.ones(1)}, step=7)
     refuse(Path, "read_bytes", error)
     with pytest.raises(Unreadable, match=r"cvae\.unfinished\.pt"):
-        stage.load_progress()
+        stage.resume(lambda saved: saved)
     assert stage.unfinished.exists()
 
 
@@ -194,9 +194,9 @@ def test_a_failed_save_of_progress_is_a_warning(tmp_path, refuse, capsys, error)
     stage.save_progress(state={"w": torch.ones(1)}, step=7)
     calls = refuse(os, "replace", error, times=4)
     stage.save_progress(state={"w": torch.ones(1)}, step=8)
-    assert "goes on" in capsys.readouterr().out and stage.load_progress().step == 7 and len(calls) == 4
+    assert "goes on" in capsys.readouterr().out and stage.resume(lambda saved: saved).step == 7 and len(calls) == 4
     stage.save_progress(state={"w": torch.ones(1)}, step=9)
-    assert stage.load_progress().step == 9
+    assert stage.resume(lambda saved: saved).step == 9
 
 
 def test_a_finished_save_stands_though_its_progress_cannot_be_deleted(tmp_path, refuse):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from amnesia import CVAE, diagonal_fisher, elbo_terms, one_hot, squared_gradients
+from amnesia import CVAE, Stage, Workspace, diagonal_fisher, elbo_terms, one_hot, squared_gradients
 
 
 def brute_force(cvae, x, y, noise):
@@ -66,3 +66,24 @@ def test_other_layers_are_refused(cvae):
     cvae.decoder[1] = nn.BatchNorm1d(16)
     with pytest.raises(TypeError, match="linear layers only"):
         squared_gradients(cvae, torch.rand(2, 784), one_hot(torch.tensor([0, 1])), torch.randn(2, 4))
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bits(cvae, tmp_path, monkeypatch):
+    monkeypatch.setattr(Stage, "due", True)                                    # saves after every batch
+
+    def dies(batches):
+        for start in batches:
+            if start == 300:
+                raise KeyboardInterrupt
+            yield start
+
+    def run(progress=iter, stage=None):
+        torch.manual_seed(0)
+        return diagonal_fisher(cvae, 500, 100, progress, stage=stage)
+
+    stage = Stage(Workspace(tmp_path), "fim-cvae.pt", {"seed": 0})
+    with pytest.raises(KeyboardInterrupt):
+        run(dies, stage)
+    seen, whole = [], run()
+    resumed = run(lambda batches: (seen.append(start) or start for start in batches), stage)
+    assert seen == [300, 400] and all(torch.equal(whole[name], resumed[name]) for name in whole)

@@ -128,10 +128,13 @@ def test_a_finished_stage_loads_and_shows_the_same(series):
 
 def test_a_notebook_killed_in_the_middle_goes_on_and_ends_with_the_same_bytes(tmp_path, digits):
     """kill -9 to papermill and its kernel once progress is on disk; the run that follows equals one never cut off."""
-    budget = {"steps": 4000, "batch_size": 64}
+    shutil.copytree(REPOSITORY / "notebooks", tmp_path / "notebooks", ignore=shutil.ignore_patterns("studies"))
+    module, notebook = tmp_path / "notebooks" / "amnesia" / "workspace.py", tmp_path / "notebooks" / NOTEBOOKS[0].name
+    module.write_text(module.read_text().replace("ON_DRIVE = 8, 60", "ON_DRIVE = 0, 0"))   # saves at every look at the clock
+    budget = {"steps": 800, "batch_size": 64}
     parameters = {"workspace": str(tmp_path / "cut"), "device": "cpu", **budget}
-    command = ["papermill", "-y", json.dumps(parameters), NOTEBOOKS[0], tmp_path / "cut.ipynb"]
-    victim = psutil.Process(subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL).pid)
+    command = ["papermill", "-y", json.dumps(parameters), notebook, tmp_path / "cut.ipynb"]
+    victim = psutil.Process(subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL).pid)
     unfinished = tmp_path / "cut" / "checkpoints" / "cvae.unfinished.pt"
     while not unfinished.exists():
         assert victim.status() != psutil.STATUS_ZOMBIE, "the notebook ended before any progress was saved"
@@ -141,9 +144,9 @@ def test_a_notebook_killed_in_the_middle_goes_on_and_ends_with_the_same_bytes(tm
     victim.wait()
     assert not (tmp_path / "cut" / "checkpoints" / "cvae.pt").exists()
 
-    again = run(NOTEBOOKS[0], tmp_path / "cut", **budget)
+    again = run(notebook, tmp_path / "cut", tmp_path, **budget)
     assert "Going on from step" in text(again) and not unfinished.exists()
-    run(NOTEBOOKS[0], tmp_path / "whole", **budget)
+    run(notebook, tmp_path / "whole", tmp_path, **budget)
     for file in ("checkpoints/cvae.pt", "figures/cvae_training.gif"):
         assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
@@ -201,23 +204,43 @@ def test_committed_figures_are_small():
 
 def test_another_data_set_goes_through_all_five(tmp_path, digits, monkeypatch):
     """KMNIST, a stand-in: real digits in its files. The judge, which is trained on first use, was used before."""
-    raw, checkpoints = tmp_path / "data" / "KMNIST" / "raw", tmp_path / "checkpoints"
+    raw, checkpoints = tmp_path / "data" / "KMNIST" / "raw", tmp_path / "checkpoints" / "KMNIST"
     raw.mkdir(parents=True)
-    checkpoints.mkdir()
+    checkpoints.mkdir(parents=True)
     for split, name, n in zip(digits, ("train", "t10k"), (60_000, 10_000), strict=True):
         index = torch.arange(n) % len(split)
         (raw / f"{name}-images-idx3-ubyte").write_bytes(bytes(16) + split.images[index].numpy().tobytes())
         (raw / f"{name}-labels-idx1-ubyte").write_bytes(bytes(8) + split.labels[index].byte().numpy().tobytes())
     monkeypatch.setenv("AMNESIA_DATA", str(tmp_path / "data"))
     judge = torch.load(REPOSITORY / "checkpoints" / "released" / "classifier.pt", weights_only=True)
-    torch.save({**judge, "name": "classifier-KMNIST.pt"}, checkpoints / "classifier-KMNIST.pt")
+    torch.save({**judge, "lineage": {"KMNIST train (60,000 images)": "0" * 64}}, checkpoints / "classifier.pt")
     budgets = ({"steps": 20}, {"n_samples": 500}, {"steps": 10}, {"n_per_class": 20}, {})
     executed = [run(path, tmp_path, dataset="KMNIST", **budget) for path, budget in zip(NOTEBOOKS, budgets, strict=True)]
     assert "forgetting o; keeping ki, su, tsu, na, ha, ma, ya, re, wo" in text(executed[2])
     evaluation = json.loads((checkpoints / "evaluation-0.json").read_text())
     assert evaluation["settings"]["dataset"] == "KMNIST"
-    assert {"classifier-KMNIST.pt", "KMNIST test (10,000 images)"} < evaluation["lineage"].keys()
+    assert {"classifier.pt", "KMNIST test (10,000 images)"} < evaluation["lineage"].keys()
     assert "training this judge" not in "".join(map(text, executed))
+    assert (tmp_path / "figures" / "KMNIST" / "comparison-0.png").exists()
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"KMNIST"}
+
+
+def test_a_model_that_has_forgotten_forgets_one_more(series, tmp_path):
+    """From amnesiac-0.pt by its own FIM to amnesiac-0-3.pt; 0 is neither forgotten again nor scored as kept."""
+    shutil.copytree(series[0] / "checkpoints", tmp_path / "checkpoints")
+    choices, before = {"model": "amnesiac-0", "forget": [3]}, (tmp_path / "checkpoints" / "amnesiac-0.pt").read_bytes()
+    run(NOTEBOOKS[1], tmp_path, model="amnesiac-0", n_samples=500)
+    run(NOTEBOOKS[2], tmp_path, **choices, steps=20, batch_size=32)
+    for notebook in NOTEBOOKS[3:]:
+        run(notebook, tmp_path, **choices, **BUDGETS[notebook.stem[:2]])
+    assert (tmp_path / "checkpoints" / "amnesiac-0.pt").read_bytes() == before
+    result = json.loads((tmp_path / "checkpoints" / "evaluation-0-3.json").read_text())
+    hits = [result["amnesiac"]["confusion"][digit][digit] for digit in (1, 2, 4, 5, 6, 7, 8, 9)]
+    assert result["amnesiac"]["kept_accuracy"] == pytest.approx(sum(hits) / 400)
+    for notebook, refused in ((NOTEBOOKS[2], {**choices, "forget": [0]}), (NOTEBOOKS[3], {"forget": [0, 3]})):
+        with pytest.raises(papermill.PapermillExecutionError) as error:
+            run(notebook, tmp_path, **refused)
+        assert "has forgotten [0] already" in error.value.evalue or "choose another `model`" in error.value.evalue
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)

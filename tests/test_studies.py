@@ -5,21 +5,24 @@ import pytest
 import torch
 from conftest import REPOSITORY
 from release import read
-from studies import STUDIES, fashion_table, released, summary_table
+from release_studies import STUDIES, fashion_table, released, summary_table
 
-from amnesia import CVAE, Digits, baselines, model_metrics, studies
-from amnesia.attacks import SEARCHES
+from amnesia import CVAE, Digits, model_metrics
 from amnesia.files import Saved
-from amnesia.studies import METHODS, RELEASED, Bench, bench
-from amnesia.sweep import Log, sweep, unpack
-from amnesia.tables import BOUNDS, FIGURES, markdown, paired, select, share_judged, spread
+from experiments import bench as bench_module
+from experiments.attacks import SEARCHES
+from experiments.bench import RELEASED, Bench, bench
+from experiments.methods import METHODS, Task, references
+from experiments.sweep import Log, sweep, unpack
+from experiments.tables import BOUNDS, FIGURES, markdown, paired, select, share_judged, spread
 
 
 @pytest.fixture
 def small(tmp_path, digits, monkeypatch):
     """A bench on the released files with a few digits to score, and 20 samples a label."""
-    few = [Digits(split.images[:800], split.labels[:800], split.name) for split in digits]
-    monkeypatch.setattr(studies, "load_digits", lambda *_: few)
+    picks = [torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:800] for split in digits]
+    few = [Digits(split.images[pick], split.labels[pick], split.name) for split, pick in zip(digits, picks, strict=True)]
+    monkeypatch.setattr(bench_module, "load_digits", lambda *_: few)
     score = Bench.score
     monkeypatch.setattr(Bench, "score", lambda *arguments: score(*arguments, n=20))
     bench.cache_clear()
@@ -53,7 +56,7 @@ def test_every_method_runs_and_leaves_the_original_alone(small, method):
 
 
 def test_a_run_that_diverges_says_so(small, monkeypatch):
-    monkeypatch.setattr(studies.Task, "learning_rate", 1e6)
+    monkeypatch.setattr(Task, "learning_rate", 1e6)
     result = small.run("selective amnesia", [5], scale=0.02)
     assert set(result) == {"diverged"} and "diverged at step" in result["diverged"]
 
@@ -137,8 +140,8 @@ def test_a_published_run_comes_out_again(records, tmp_path, digits):
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_a_study_runs_top_to_bottom_in_miniature(path, small, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
-    monkeypatch.setattr(studies.Task, "steps", 3)                # also where a notebook forgets by itself
-    monkeypatch.setattr(baselines, "train_from_scratch", lambda task, digits: CVAE(**task.cvae.config))
+    monkeypatch.setattr(Task, "steps", 3)                # also where a notebook forgets by itself
+    monkeypatch.setattr(references, "train_from_scratch", lambda task, digits: CVAE(**task.cvae.config))
     for name in ("run", "sequence", "bring_back"):
         original = getattr(Bench, name)
         monkeypatch.setattr(Bench, name, lambda self, original=original, **settings: original(self, **settings, scale=0.002))

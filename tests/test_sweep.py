@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-from amnesia.sweep import Log, sweep
+from experiments.sweep import Log, sweep
 
+FOLDERS = ("notebooks", "notebooks/studies", "tests")  # what a process of its own must find
 LINEAGE = {"cvae.pt": "abc"}
 GRID = [{"x": x} for x in range(8)]
 
@@ -34,9 +35,9 @@ def log(tmp_path):
 
 PROLOGUE = f"""
 import sys
-sys.path[:0] = {[str(REPOSITORY / folder) for folder in ("notebooks", "tests")]}
+sys.path[:0] = {[str(REPOSITORY / folder) for folder in FOLDERS]}
 from pathlib import Path
-from amnesia.sweep import Log, sweep
+from experiments.sweep import Log, sweep
 from test_sweep import LINEAGE, slowly
 """
 
@@ -89,7 +90,7 @@ def test_results_of_another_model_are_not_taken(log):
 def cluster():
     """A real Dask cluster of two worker processes on this machine."""
     distributed = pytest.importorskip("distributed")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY / "notebooks"), str(REPOSITORY / "tests")])  # for the workers
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY / folder) for folder in FOLDERS])  # for the workers
     try:
         with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as local:
             yield local

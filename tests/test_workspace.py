@@ -7,6 +7,7 @@ import signal
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -84,6 +85,51 @@ def test_a_stage_is_done_only_with_the_same_settings_and_inputs(store, capsys):
     assert "steps=4 (was 3)" in capsys.readouterr().out
     other = save(store, "cvae.pt", settings={**SETTINGS, "seed": 1})
     assert not Stage(store, "fim-cvae.pt", SETTINGS, [other]).done
+
+
+def test_a_finished_file_of_other_settings_is_kept_and_named(store, capsys):
+    old = save(store, "cvae.pt")
+    before, new = old.path.read_bytes(), save(store, "cvae.pt", settings={**SETTINGS, "seed": 1})
+    kept = store.checkpoints / f"cvae.{old.digest[:8]}.pt"
+    assert kept.read_bytes() == before != new.path.read_bytes() and f"kept as {kept}" in capsys.readouterr().out
+    save(store, "cvae.pt", settings={**SETTINGS, "seed": 1})                    # the same again: nothing to keep
+    assert len(list(store.checkpoints.iterdir())) == 2
+
+
+def test_what_was_changed_since_the_stage_was_set_up_is_refused_by_name(store):
+    parameters = dict(SETTINGS)
+    stage = Stage(store, "cvae.pt", lambda: dict(parameters))
+    parameters["steps"] = 4
+    for use in (lambda: stage.done, stage.load):
+        with pytest.raises(WorkspaceError, match=r"steps=4 \(was 3\): changed since cvae\.pt was set up.*Run the cell"):
+            use()
+    parameters["steps"] = 3
+    assert not stage.done
+
+
+def test_another_runs_file_is_not_loaded_as_ones_own(store):
+    """As when another tab has forgotten the same digit with other settings meanwhile."""
+    stage = Stage(store, "cvae.pt", SETTINGS)
+    with pytest.raises(WorkspaceError, match="not made yet"):
+        stage.load()
+    save(store, "cvae.pt", settings={**SETTINGS, "seed": 1})
+    with pytest.raises(WorkspaceError, match=r"another run's: seed=0 \(was 1\)"):
+        stage.load()
+    assert not stage.done
+
+
+def test_a_failed_last_save_is_made_up_for_when_the_cell_runs_again(store, monkeypatch):
+    stage = Stage(store, "cvae.pt", SETTINGS)
+    with monkeypatch.context() as broken, pytest.raises(WorkspaceError):
+        broken.setattr(files_module, "write_whole", lambda path, content: (_ for _ in ()).throw(WorkspaceError("gone")))
+        stage.save(state={"w": torch.ones(3)}, config={}, metrics={})
+    assert stage.done and torch.equal(stage.load().state["w"], torch.ones(3))
+
+
+def test_other_data_sets_have_a_folder_of_their_own(tmp_path):
+    store = Workspace(tmp_path, dataset="FashionMNIST")
+    assert store.checkpoints == tmp_path / "checkpoints" / "FashionMNIST" and store.figures.parent == tmp_path / "figures"
+    assert store.released.name == "FashionMNIST" and store.data == tmp_path / "data"
 
 
 def test_another_dataset_than_the_inputs_is_refused(store):
@@ -196,11 +242,15 @@ def test_names_stay_inside_the_workspace(tmp_path_factory, name):
 def test_the_workspace_look_up(tmp_path, monkeypatch):
     monkeypatch.delenv("AMNESIA_WORKSPACE", raising=False)
     monkeypatch.setattr(workspace_module, "REPOSITORY", tmp_path / "repository")
-    monkeypatch.setattr(workspace_module, "DRIVE", tmp_path / "MyDrive")
+    monkeypatch.setattr(workspace_module, "DRIVE", tmp_path / "drive")
     assert Workspace().folder == tmp_path / "repository"
-    (tmp_path / "MyDrive").mkdir()
-    assert Workspace().folder == tmp_path / "MyDrive" / "selective-amnesia"
+    (tmp_path / "drive" / "MyDrive").mkdir(parents=True)
+    assert Workspace().folder == tmp_path / "drive" / "MyDrive" / "selective-amnesia"
+    assert Workspace().save_seconds > Workspace(use_drive=False).save_seconds  # Drive keeps old versions
     assert Workspace(use_drive=False).folder == tmp_path / "repository"
+    shared = tmp_path / "drive" / "Shareddrives" / "ours" / "project"          # the project itself lies on Drive
+    monkeypatch.setattr(workspace_module, "REPOSITORY", shared)
+    assert Workspace().folder == shared
     monkeypatch.setenv("AMNESIA_WORKSPACE", str(tmp_path / "mine"))
     assert Workspace().folder == tmp_path / "mine"
     assert Workspace(tmp_path / "asked").folder == tmp_path / "asked"
@@ -208,10 +258,22 @@ def test_the_workspace_look_up(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("name", "bad"), [
     ("n_samples", 0), ("steps", -1), ("steps", 1.5), ("batch_size", True), ("seed", -1), ("seed", "0"),
-    ("learning_rate", 0), ("learning_rate", float("nan")), ("lam", -1), ("gamma", float("inf")), ("latent_dim", None)])
+    ("learning_rate", 0), ("learning_rate", float("nan")), ("lam", -1), ("gamma", float("inf")), ("latent_dim", None),
+    ("steps", 10**12)])
 def test_bad_parameters_are_named(name, bad):
-    with pytest.raises(ValueError, match=f"{name}="):
+    with pytest.raises(ValueError, match=f"{name}=.*expected a"):
         check_parameters(**{name: bad})
+
+
+def test_a_number_that_yaml_takes_for_text_is_explained():
+    with pytest.raises(ValueError, match=r"learning_rate='1e-4'.*This is text: YAML.*1\.0e-4"):
+        check_parameters(learning_rate="1e-4")
+
+
+@pytest.mark.parametrize(("name", "value"), [("steps", np.int64(3)), ("lam", np.float64(1)), ("seed", torch.tensor(0))])
+def test_numbers_of_other_packages_are_refused_with_advice(name, value):
+    with pytest.raises(ValueError, match=rf"{name}=.*take {name}\.item\(\)"):
+        check_parameters(**{name: value})
 
 
 def test_lam_and_gamma_may_be_zero():

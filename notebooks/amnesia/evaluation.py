@@ -9,36 +9,41 @@ import math
 import torch
 import torch.nn.functional as F
 
-from .bounds import elbo
-from .data import CLASSES, PIXELS, load_digits
-from .models import Classifier
+from .data import CLASSES, PIXELS, jitter, load_digits
+from .files import WorkspaceError
+from .models import Classifier, elbo_terms
 from .training import fit
 from .workspace import Stage
 
 Z95 = 1.959964
 
 
-def load_judge(store, dataset, device, seed=0):
-    """The judge of a data set, as Saved: the workspace's or the released one, else trained on real images now, and kept.
+def load_judge(store, device, seed=0):
+    """The judge of the workspace's data set, as Saved: its own or the released one, else trained on real images now.
 
-    seed: another seed is another judge, for those who must not ask the one that they were guided by.
+    seed: another seed is another judge, for those who must not ask the one that they were guided by. Raises WorkspaceError
+    for a judge that was trained on another data set.
     """
-    name = "-".join(["classifier", *([dataset] if dataset != "MNIST" else []), *([str(seed)] if seed else [])]) + ".pt"
+    name = f"classifier-{seed}.pt" if seed else "classifier.pt"
     if not store.find(name):
         print(f"There is no {name} yet: training this judge, once.")
-        train_judge(store, load_digits(dataset, store.data, device)[0], seed, name=name)
-    return store.load(name)
+        train_judge(store, load_digits(store.dataset, store.data, device)[0], seed)
+    saved = store.load(name)
+    if not all(source.startswith(store.dataset) for source in saved.lineage):
+        raise WorkspaceError(f"{saved.path} was trained on {', '.join(saved.lineage)}, and not on {store.dataset}: move it "
+                             "away. A judge that is missing is trained.")
+    return saved
 
 
-def train_judge(store, train, seed=0, steps=7000, batch_size=128, learning_rate=2e-3, weight_decay=0.05,
-                name="classifier.pt"):
-    """Trains the judge on real images alone, each turned, scaled and shifted a little, and saves it under this name.
+def train_judge(store, train, seed=0, steps=7000, batch_size=128, learning_rate=2e-3, weight_decay=0.05):
+    """Trains the judge on real images alone, each turned, scaled and shifted a little, and saves it in the workspace.
 
     store: Workspace; train: Digits. The run can be cut off and resumed. Returns the Classifier, in eval mode.
     """
     settings = {"seed": seed, "steps": steps, "batch_size": batch_size, "learning_rate": learning_rate,
                 "weight_decay": weight_decay}
-    stage, device = Stage(store, name, settings, [train]), train.images.device
+    device = train.images.device
+    stage = Stage(store, f"classifier-{seed}.pt" if seed else "classifier.pt", settings, [train])
     if not stage.done:
         torch.manual_seed(seed)
         judge = Classifier().to(device)
@@ -51,16 +56,6 @@ def train_judge(store, train, seed=0, steps=7000, batch_size=128, learning_rate=
                       stage=stage, title="judge")
         stage.save(state=judge.state_dict(), config=judge.config, metrics=history)
     return stage.load().build(Classifier, device)
-
-
-def jitter(x):
-    """Images (B, 784) turned by up to 12 degrees, scaled by up to 10 % and shifted by up to 2 pixels, at random."""
-    turn, scale, right, down = (torch.rand(4, len(x), 1, device=x.device) * 2 - 1)
-    turn, scale = 0.21 * turn, 1 + 0.1 * scale
-    cos, sin = scale * turn.cos(), scale * turn.sin()
-    theta = torch.stack([torch.cat([cos, -sin, right / 7], 1), torch.cat([sin, cos, down / 7], 1)], 1)  # (B, 2, 3)
-    grid = F.affine_grid(theta, (len(x), 1, 28, 28), align_corners=False)
-    return F.grid_sample(x.view(-1, 1, 28, 28), grid, align_corners=False).flatten(1)
 
 
 @torch.no_grad()
@@ -93,14 +88,16 @@ def frechet_interval(a, b, resamples=40):
     return value, [value - spread, value + spread]
 
 
-def precision_recall(samples, real, k=3):
-    """(precision, recall) of features (N, D) against real ones (M, D): the share of each set that lies within the other's
-    k-nearest-neighbour balls (Kynkaanniemi et al. 2019). Low recall is mode collapse, low precision is unreal samples."""
-    def share_inside(points, others):
-        radii = torch.cdist(others, others).kthvalue(k + 1, 1).values   # + 1: each point is its own nearest neighbour
-        return (torch.cdist(points, others) <= radii).any(1).float().mean().item()
-
-    return share_inside(samples, real), share_inside(real, samples)
+@torch.no_grad()
+def elbo(cvae, digits, seed=0, batch_size=1000):
+    """The ELBO of each image of `digits`, (N,) nats on the CPU, with one z an image: the same noise for every model."""
+    generator = torch.Generator().manual_seed(seed)
+    values = []
+    for index in torch.arange(len(digits), device=digits.images.device).split(batch_size):
+        noise = torch.randn(len(index), cvae.latent_dim, generator=generator).to(index.device)
+        reconstruction, kl = elbo_terms(cvae, *digits[index], noise)
+        values.append(-(reconstruction + kl).cpu())
+    return torch.cat(values)
 
 
 def mean_interval(values):
@@ -114,12 +111,6 @@ def wilson_interval(hits, n):
     share, centre = hits / n, (hits + Z95**2 / 2) / (n + Z95**2)
     reach = Z95 / (n + Z95**2) * math.sqrt(n * share * (1 - share) + Z95**2 / 4)
     return share, [max(0.0, centre - reach), min(1.0, centre + reach)]    # rounding may put a bound beyond
-
-
-def excess_interval(ours, control):
-    """(difference, [low, high]) of two shares, each given as (hits, n), by Newcombe's hybrid score (1998, method 10)."""
-    (p, (low, high)), (q, (least, most)) = wilson_interval(*ours), wilson_interval(*control)
-    return p - q, [p - q - math.hypot(p - low, most - q), p - q + math.hypot(high - p, q - least)]
 
 
 def entropy(probabilities):

@@ -24,6 +24,12 @@ def tile(images):
     return images.reshape(rows, columns, 28, 28).permute(0, 2, 1, 3).reshape(rows * 28, columns * 28).cpu().numpy()
 
 
+def few_greys(images):
+    """Images in [0, 1] as uint8 in thirteen greys, which keep a moving picture small. The middle one is 0.5, so that what
+    has become grey all over is shown as one grey."""
+    return ((torch.as_tensor(images) * 12).round() * (255 / 12)).round().byte()
+
+
 def show_tile(axis, images, title=None, row_labels=None):
     """Draws images (rows, columns, 28, 28) on a matplotlib axis, with a label beside each row."""
     axis.imshow(tile(images), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
@@ -75,9 +81,8 @@ def gif(frames, titles, row_labels=range(10), seconds=0.2, curves=None):
             dot.set_data([i], [values[i]])
             strip.set_title(f"{name} {values[i]:.2f}", fontsize=10)
         figure.canvas.draw()
-        pictures.append(np.asarray(figure.canvas.buffer_rgba())[..., :3].mean(2))
+        pictures.append(few_greys(np.asarray(figure.canvas.buffer_rgba())[..., :3].mean(2) / 255).numpy())
     plt.close(figure)
-    pictures = [(picture // 16 * 17).astype(np.uint8) for picture in pictures]  # 16 greys halve the file
     milliseconds = [1000 * seconds] * (len(pictures) - 1) + [3000]
     return imageio.imwrite("<bytes>", np.stack(pictures), extension=".gif", duration=milliseconds, loop=0)
 
@@ -88,7 +93,7 @@ def show(content, alt):
     A GIF goes out under the type of a PNG: renderers that know only PNG then pass it on (nbconvert and GitHub leave
     image/gif out), and every browser goes by the content and plays it.
     """
-    display(Image(data=content, format="png", alt=alt))
+    display(Image(data=content, format="png", metadata={"alt": alt}))  # Image(alt=…) is unknown to Colab's IPython
 
 
 def panel(draw, titles, z, classes):

@@ -5,6 +5,7 @@ from torch import nn
 
 from .data import CLASSES, one_hot
 from .models import elbo_terms
+from .training import rng_state, set_rng_state
 
 
 def squared_gradients(cvae, x, y, noise):
@@ -39,20 +40,31 @@ def squared_gradients(cvae, x, y, noise):
     return squares
 
 
-def diagonal_fisher(cvae, n_samples, batch_size=500, progress=iter, labels=None):
+def diagonal_fisher(cvae, n_samples, batch_size=500, progress=iter, labels=None, stage=None):
     """F_i = E[(dELBO/dtheta_i)^2] over images that the model itself generates (the paper's Section 3.1 and its code).
 
     z is drawn from the prior and the label uniformly from all ten, or from `labels`, an int64 tensor; one more z, from q,
-    estimates each image's ELBO. Returns a dict of tensors with the names and shapes of the model's parameters. Memory does
-    not grow with n_samples.
+    estimates each image's ELBO. stage: a Stage, where a long run saves its progress and goes on from it. Returns a dict of
+    tensors with the names and shapes of the model's parameters. Memory does not grow with n_samples.
     """
     device = next(cvae.parameters()).device
     choices = torch.arange(CLASSES, device=device) if labels is None else labels
     total = {name: torch.zeros_like(p) for name, p in cvae.named_parameters()}
-    for start in progress(range(0, n_samples, batch_size)):
+
+    def restore(saved):
+        for name, value in total.items():
+            value.copy_(saved.state[name])
+        set_rng_state(saved.rng, device)
+        print(f"Going on from sample {saved.samples:,} of {n_samples:,}, saved in {stage.unfinished}")
+        return saved.samples
+
+    done = stage.resume(restore) or 0 if stage else 0
+    for start in progress(range(done, n_samples, batch_size)):
         c = choices[torch.randint(len(choices), (min(batch_size, n_samples - start),), device=device)]
         x = cvae.generate(c)
         noise = torch.randn(len(c), cvae.latent_dim, device=device)
         for name, squares in squared_gradients(cvae, x, one_hot(c), noise).items():
             total[name] += squares
+        if stage and stage.due and start + batch_size < n_samples:
+            stage.save_progress(state=total, samples=start + batch_size, rng=rng_state(device))
     return {name: value / n_samples for name, value in total.items()}

@@ -1,36 +1,39 @@
 """Where files live, and what a stage is: its settings, its inputs, whether it is done, how far an unfinished run got."""
 
-import math
 import os
 import tempfile
+import time
 from contextlib import suppress
 from functools import partial
-from numbers import Integral, Real
 from pathlib import Path
 
-from .files import Saved, Unreadable, WorkspaceError, is_there, patiently, remedy, save, write_whole
+from .files import Saved, Unreadable, WorkspaceError, is_there, patiently, read_whole, remedy, save, write_whole
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-DRIVE = Path("/content/drive/MyDrive")  # where Colab mounts Google Drive
+DRIVE = Path("/content/drive")  # where Colab mounts Google Drive
+
+# Seconds between two saves of progress: a run that is killed loses at most these, and the second between two looks at the
+# clock. Drive keeps every version that was replaced in its bin for a month, hence less often there.
+SAVE_SECONDS, SAVE_SECONDS_ON_DRIVE = 8, 60
+
+# From where to where a parameter may go. Where the ends are whole numbers, so must it be.
+RANGES = {"steps": (1, 10**7), "batch_size": (1, 10**5), "latent_dim": (1, 128), "n_samples": (1, 10**9),
+          "n_per_class": (2, 10**5), "seed": (0, 2**63 - 1), "learning_rate": (1e-12, 1e3), "weight_decay": (0.0, 1e3),
+          "dropout": (0.0, 0.99), "lam": (0.0, 1e12), "gamma": (0.0, 1e12)}
 
 
 def check_parameters(**parameters):
-    """Raises ValueError, naming the parameter, unless counts are positive whole numbers and rates are in range."""
-    for name, value in parameters.items():
-        real = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-        whole = real and isinstance(value, Integral)
-        count = (whole and value > 0, "a whole number of at least 1")
-        weight = (real and value >= 0, "a number of at least 0")
-        good, wanted = {
-            "steps": count, "batch_size": count, "latent_dim": count, "n_samples": count, "n_per_class": count,
-            "lam": weight, "gamma": weight, "weight_decay": weight,
-            "learning_rate": (real and value > 0, "a number above 0"),
-            "drawn": (real and 0 <= value <= 1, "a number from 0 to 1"),
-            "dropout": (real and 0 <= value < 1, "a number from 0 to below 1"),
-            "seed": (whole and 0 <= value < 2**63, "a whole number of at least 0"),
-        }.get(name, (True, ""))
-        if not good:
-            raise ValueError(f"{name}={value!r}: expected {wanted}.")
+    """Raises ValueError, naming the parameter, for what is no number of Python's own, or lies outside its range."""
+    for name in parameters.keys() & RANGES.keys():
+        value, (least, most) = parameters[name], RANGES[name]
+        whole = isinstance(least, int)
+        if type(value) not in ((int,) if whole else (int, float)) or not least <= value <= most:    # NaN is in no range
+            note = ""
+            if isinstance(value, str):
+                note = " This is text: YAML, and so papermill, takes 1e-4 for text and 1.0e-4 for a number."
+            elif hasattr(value, "dtype"):
+                note = f" Of NumPy's and torch's numbers, take {name}.item()."
+            raise ValueError(f"{name}={value!r}: expected a {'whole ' * whole}number from {least:,} to {most:,}.{note}")
 
 
 def check_dataset(source, dataset):
@@ -41,34 +44,48 @@ def check_dataset(source, dataset):
                          "01_train_cvae.ipynb with the other first.")
 
 
+def changes(old, new):
+    """What differs between two dicts, in words: ["lam=4 (was 0.4)", …]."""
+    return [f"{key}={new.get(key)!r} (was {old.get(key)!r})" for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key)]
+
+
 class Workspace:
     """The folder that holds a reader's own files: <folder>/checkpoints, <folder>/figures and <folder>/data.
 
-    folder: a path, or "auto": $AMNESIA_WORKSPACE if set; on Colab, selective-amnesia on a mounted Drive unless
-    `use_drive` is off; else the repository's root. Raises WorkspaceError if it can't be written.
+    folder: a path, or "auto": $AMNESIA_WORKSPACE if set; on Colab, the project's folder if that lies on Drive, else
+    My Drive/selective-amnesia if Drive is mounted and `use_drive` is on; else the repository's root. Files of another data
+    set than MNIST lie in a folder of its name inside checkpoints and figures. Raises WorkspaceError if it can't be written.
     """
 
-    def __init__(self, folder="auto", use_drive=True):
+    def __init__(self, folder="auto", use_drive=True, dataset="MNIST"):
         if folder == "auto":
-            on_drive = DRIVE / "selective-amnesia" if use_drive and DRIVE.is_dir() else REPOSITORY
-            folder = os.environ.get("AMNESIA_WORKSPACE") or on_drive
-        self.folder = Path(folder).expanduser().absolute()
-        self.checkpoints, self.figures, self.data = (self.folder / n for n in ("checkpoints", "figures", "data"))
+            folder = os.environ.get("AMNESIA_WORKSPACE") or REPOSITORY
+            mine = DRIVE / "MyDrive"
+            if folder == REPOSITORY and use_drive and mine.is_dir() and not REPOSITORY.is_relative_to(DRIVE):
+                folder = mine / "selective-amnesia"
+        self.folder, self.dataset = Path(folder).expanduser().absolute(), dataset
+        self.data, part = self.folder / "data", "" if dataset == "MNIST" else dataset
+        self.checkpoints, self.figures = self.folder / "checkpoints" / part, self.folder / "figures" / part
+        self.released = REPOSITORY / "checkpoints" / "released" / part
         try:
             for made in (self.checkpoints, self.figures):
                 patiently(partial(made.mkdir, parents=True, exist_ok=True))
                 patiently(partial(tempfile.TemporaryFile, dir=made)).close()
         except OSError as error:
-            raise WorkspaceError(f"workspace={str(folder)!r} can't be written ({error}). See that its drive is "
-                                 "connected and run this cell again, or choose another folder with the parameter "
-                                 "`workspace`.") from error
+            raise WorkspaceError(f"workspace={str(folder)!r} can't be written ({error}). See that its drive is connected "
+                                 "and run this cell again, or choose another folder with the parameter `workspace`."
+                                 ) from error
+        self.save_seconds = SAVE_SECONDS
+        if self.folder.is_relative_to(DRIVE):
+            self.save_seconds = SAVE_SECONDS_ON_DRIVE
+            print(f"Files go to {self.folder}, and progress there every {self.save_seconds} s: Drive keeps old versions.")
 
     def find(self, name):
         """The path of an input: the workspace's own file, else the released one, else None. Raises ValueError for a path."""
         if not name or Path(name).name != name or name.startswith("."):
             raise ValueError(f"{name!r}: expected a plain file name, such as 'cvae.pt'.")
-        folders = self.checkpoints, REPOSITORY / "checkpoints" / "released"
-        return next((folder / name for folder in folders if is_there(folder / name)), None)
+        return next((folder / name for folder in (self.checkpoints, self.released) if is_there(folder / name)), None)
 
     def load(self, name, made_from=()):
         """Reads an input: the workspace's own file, else the released one, as Saved.
@@ -76,21 +93,23 @@ class Workspace:
         made_from: Saved files that it must have been made from. Raises WorkspaceError if it is missing, damaged, or
         was made from others, and names the notebook to run.
         """
-        released = REPOSITORY / "checkpoints" / "released"
         path = self.find(name)
         if path is None:
-            raise WorkspaceError(f"{name} is neither in {self.checkpoints} nor in {released}. {remedy(name)}")
+            raise WorkspaceError(f"{name} is neither in {self.checkpoints} nor in {self.released}. {remedy(name)}")
         saved = Saved(path)
         for source in made_from:
-            if saved.lineage.get(source.name) != source.digest:
+            if source.name not in saved.lineage:
+                raise WorkspaceError(f"{path} was made from {', '.join(saved.lineage)}, not from {source.name}: choose "
+                                     f"another `model`. {remedy(name)}")
+            if saved.lineage[source.name] != source.digest:
                 raise WorkspaceError(f"{path} was not made from this {source.path}, but from another {source.name}. "
                                      f"{remedy(name)}")
         home, note = (self.folder, "") if path.parent == self.checkpoints else (REPOSITORY, "the released file ")
-        print(f"Using {note}{path.relative_to(home)}")
+        print(f"Using {note}{path.relative_to(home)}, made from {', '.join(saved.lineage)}")
         return saved
 
     def save_figure(self, name, content):
-        """Writes the bytes of a picture to <folder>/figures and returns its path."""
+        """Writes the bytes of a picture to the folder of figures and returns its path."""
         write_whole(self.figures / name, content)
         return self.figures / name
 
@@ -98,59 +117,109 @@ class Workspace:
 class Stage:
     """One stage's output file: is it there already, how far did an unfinished run get, and the saving of it.
 
-    name: the file that the stage makes; settings: the parameters that shape it; inputs: what it is made from (Saved, or
-    anything with a name and a digest). `done` is True if the workspace holds that file made with the same settings and
-    inputs, and `overwrite` is off. Raises ValueError for bad settings and WorkspaceError for a damaged file.
+    name: the file that the stage makes; settings: the parameters that shape it, as a dict, or as a function that returns
+    them as they stand now; inputs: what it is made from (Saved, or anything with a name and a digest).
+
+    A reader of a notebook may change a parameter and run any cell next. So what is recorded is what was set when the stage
+    was, and `done` and `load` compare it with what is set now: they raise WorkspaceError, naming the cell to run, rather
+    than go on with a mixture. Raises ValueError for bad settings and WorkspaceError for a damaged file.
     """
 
     def __init__(self, workspace, name, settings, inputs=(), overwrite=False):
-        check_parameters(**settings)
+        self.current = settings if callable(settings) else lambda: settings
+        self.settings = self.current()
+        check_parameters(**self.settings)
         for source in inputs:
-            check_dataset(source, settings.get("dataset"))
-        self.path = workspace.checkpoints / name
+            check_dataset(source, self.settings.get("dataset"))
+        self.path, self.overwrite, self.save_seconds = workspace.checkpoints / name, overwrite, workspace.save_seconds
         self.unfinished = self.path.with_name(f"{self.path.stem}.unfinished.pt")
-        self.identity = {"settings": settings, "lineage": {source.name: source.digest for source in inputs}}
-        self.done = is_there(self.path) and not overwrite and self._matches(Saved(self.path), "be made again")
+        self.lineage = {source.name: source.digest for source in inputs}
+        self.saved_at, self.unsaved = time.monotonic(), None
         if self.done:
-            print(f"Already done with these settings: checkpoints/{name} (overwrite=True does it again)")
+            print(f"Already done with these settings: {self.path} (overwrite=True does it again)")
+        elif is_there(self.path) and (found := self._changes(Saved(self.path))):
+            print(f"{self.path} is another run's, and will be kept beside the new one: {', '.join(found)}")
 
-    def _matches(self, saved, consequence):
-        changed = [f"{key}={new.get(key)!r} (was {old.get(key)!r})"
-                   for old, new in ((getattr(saved, part), self.identity[part]) for part in ("settings", "lineage"))
-                   for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-        if changed:
-            print(f"{saved.path} will {consequence}: {', '.join(changed)}")
-        return not changed
+    @property
+    def done(self):
+        """Does the workspace hold this stage's file, made with these settings and inputs, and `overwrite` is off?"""
+        self._check_unchanged()
+        if self.unsaved:                                     # trained, and then the disk was full or the drive gone
+            self.save(**self.unsaved)
+            return True
+        return not self.overwrite and is_there(self.path) and not self._changes(Saved(self.path))
+
+    def _check_unchanged(self):
+        if found := changes(self.settings, self.current()):
+            raise WorkspaceError(f"{', '.join(found)}: changed since {self.path.name} was set up. Run the cell that begins "
+                                 "with “# This stage” again, and then those below it.")
+
+    def _changes(self, saved):
+        return changes(saved.settings, self.settings) + changes(saved.lineage, self.lineage)
 
     def _write(self, path, content):
-        save(path, {**self.identity, **content})
+        save(path, {"settings": self.settings, "lineage": self.lineage, **content})
 
     def save(self, **content):
-        """Saves the finished stage: state, config and metrics for a .pt file, any plain values for a .json."""
+        """Saves the finished stage: state, config and metrics for a .pt file, any plain values for a .json.
+
+        A finished file of other settings or inputs is kept, under a name that has the first digits of its digest.
+        """
+        self.unsaved = content
+        if is_there(self.path) and self._changes(old := Saved(self.path)):
+            kept = self.path.with_name(f"{self.path.stem}.{old.digest[:8]}{self.path.suffix}")
+            write_whole(kept, read_whole(self.path))
+            print(f"{self.path.name} was another run's: kept as {kept}")
         self._write(self.path, content)
-        with suppress(OSError):  # what is left of it does no harm
-            self.unfinished.unlink()
+        self.unsaved = None
+        with suppress(OSError):                              # what is left of it does no harm
+            self.unfinished.unlink(missing_ok=True)
 
     def load(self):
-        """The finished stage's file, as Saved."""
-        return Saved(self.path)
+        """The finished stage's file, as Saved. Raises WorkspaceError unless it is there and of these settings and inputs."""
+        self._check_unchanged()
+        if not is_there(self.path):
+            raise WorkspaceError(f"{self.path} is not made yet: run the cell with “if not stage.done” first.")
+        saved = Saved(self.path)
+        if found := self._changes(saved):
+            raise WorkspaceError(f"{self.path} is by now another run's: {', '.join(found)}. Run the cell with “if not "
+                                 "stage.done” again to make this one.")
+        return saved
+
+    @property
+    def due(self):
+        """Is it time to save progress again?"""
+        return time.monotonic() - self.saved_at > self.save_seconds
 
     def save_progress(self, **content):
-        """Saves an unfinished run, for load_progress. If that fails it says so, and the run goes on."""
+        """Saves an unfinished run, for resume. A save that fails is a warning: the next one may succeed."""
         try:
             self._write(self.unfinished, content)
         except WorkspaceError as error:
-            print(f"The run goes on without this save of its progress, and the next one will try again: {error}")
+            print(f"Progress was not saved, and training goes on: {error}")
+        self.saved_at = time.monotonic()
 
-    def load_progress(self):
-        """What save_progress last saved for this very run (Saved), or None."""
+    def resume(self, restore):
+        """Has restore(saved) go on from what save_progress last saved for this very run; returns its answer, or None.
+
+        Raises Unreadable for a file that could not be read (nothing says that it is lost), and WorkspaceError if restore
+        fails, with the file set aside, so that the next try starts anew.
+        """
         if not is_there(self.unfinished):
             return None
         try:
             saved = Saved(self.unfinished)
         except Unreadable:
-            raise  # it may be whole, and starting anew would replace it
+            raise
         except WorkspaceError as error:
             print(f"The unfinished run is lost, starting anew: {error}")
             return None
-        return saved if self._matches(saved, "not be continued") else None
+        if found := self._changes(saved):
+            print(f"{saved.path} is another run's, and will not be continued: {', '.join(found)}")
+            return None
+        try:
+            return restore(saved)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            aside = self.unfinished.replace(self.path.with_name(f"{self.path.stem}.unusable.pt"))
+            raise WorkspaceError(f"{self.unfinished} does not fit this version of the project ({error}), and is set aside "
+                                 f"as {aside.name}. Run this cell again: it starts anew.") from error

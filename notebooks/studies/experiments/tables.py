@@ -1,12 +1,15 @@
 """Tables of a study's records: choose some, take a figure of each, say its mean and spread."""
 
+import math
 import operator
 import statistics
 
 import torch
 
+from amnesia.data import CLASSES
+from amnesia.evaluation import wilson_interval
+
 from .attacks import SEARCHES
-from .data import CLASSES
 
 # What a study's tables say of one record: {heading: figure(record)}. Bigger is better for the kept labels' figures but the
 # Frechet distance; for the forgotten labels' bounds, smaller means more is forgotten.
@@ -48,6 +51,12 @@ def share_judged(record, asked, judged=(), same=False):
     confusion = torch.tensor(record["result"]["confusion"], dtype=torch.float64)[asked]      # (labels, 10) counts
     hits = confusion[range(len(asked)), asked] if same else confusion[:, list(judged)].sum(1)
     return (hits.sum() / confusion.sum()).item()
+
+
+def excess_interval(ours, control):
+    """(difference, [low, high]) of two shares, each given as (hits, n), by Newcombe's hybrid score (1998, method 10)."""
+    (p, (low, high)), (q, (least, most)) = wilson_interval(*ours), wilson_interval(*control)
+    return p - q, [p - q - math.hypot(p - low, most - q), p - q + math.hypot(high - p, q - least)]
 
 
 def select(records, **settings):

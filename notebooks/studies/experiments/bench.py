@@ -7,25 +7,20 @@ from functools import cache, cached_property, partial
 
 import torch
 
+from amnesia.data import CLASSES, forget_set, load_digits
+from amnesia.evaluation import ask, entropy, grey_reference, load_judge, model_metrics
+from amnesia.fisher import diagonal_fisher
+from amnesia.models import CVAE, Classifier
+from amnesia.training import Diverged, pick_device
+from amnesia.workspace import REPOSITORY, Workspace, check_dataset
+
 from .attacks import SEARCHES, drawn, invert, recognised, relearn, search, successes
-from .baselines import dampening, label_edit, naive, neggrad, oracle, random_label, retrain, saliency
 from .bounds import fine_tune, importance_weighted_bound, refit_encoder
-from .data import CLASSES, forget_set, load_digits
-from .evaluation import ask, entropy, grey_reference, load_judge, model_metrics, precision_recall
-from .fisher import diagonal_fisher
-from .forgetting import Task, selective_amnesia
-from .models import CVAE, Classifier
+from .methods import METHODS, Task
+from .methods.selective_amnesia import selective_amnesia
 from .sweep import Log, pack
-from .training import Diverged, pick_device
-from .workspace import REPOSITORY, Workspace, check_dataset
 
 RELEASED = REPOSITORY / "checkpoints" / "released"
-
-# name: (function of a Task, the real data that it needs)
-METHODS = {"original": (lambda task: task.cvae, ""), "selective amnesia": (selective_amnesia, "none"),
-           "naive": (naive, "none"), "NegGrad+": (neggrad, "all"), "random label": (random_label, "none"),
-           "SalUn": (saliency, "none"), "dampening": (dampening, "none"), "label edit": (label_edit, "none"),
-           "retrain": (retrain, "kept labels"), "oracle": (oracle, "kept labels")}
 
 # What studies 5 and 7 try to bring back, by row: a METHOD's options; a row that begins with a dot is Selective Amnesia
 VARIANTS = {"· springs alike, λ = 0.1": {"lam": 0.1, "importance": "identity"}, "· prior for q": {"posterior": "prior"},
@@ -39,10 +34,10 @@ class Bench:
     """The files that the runs of a study start from, in a workspace or released: cvae.pt, fim-cvae.pt, the judge, digits."""
 
     def __init__(self, workspace="auto", dataset="MNIST", device="auto", model="cvae", use_drive=True):
-        self.store, self.device, self.dataset = Workspace(workspace, use_drive), pick_device(device), dataset
+        self.store, self.device, self.dataset = Workspace(workspace, use_drive, dataset), pick_device(device), dataset
         cvae = self.store.load(f"{model}.pt")
         check_dataset(cvae, dataset)
-        judge = load_judge(self.store, dataset, self.device)
+        judge = load_judge(self.store, self.device)
         fim = self.store.load(f"fim-{model}.pt", made_from=[cvae])
         self.cvae, self.judge = cvae.build(CVAE, self.device), judge.build(Classifier, self.device)
         self.fim = {name: value.to(self.device) for name, value in fim.state.items()}
@@ -129,7 +124,7 @@ class Bench:
     @cached_property
     def second_judge_file(self):
         """Where it is saved."""
-        return load_judge(self.store, self.dataset, self.device, seed=1)
+        return load_judge(self.store, self.device, seed=1)
 
     def sequence(self, forget, seed=0, scale=1.0):
         """Forgets the digits of `forget` one after another, each round from the last one's model and its own Fisher
@@ -178,6 +173,16 @@ class Bench:
         return {"forgotten_iw": importance_weighted_bound(cvae, gone).mean().item(),
                 "kept_iw": importance_weighted_bound(cvae, rest).mean().item(),
                 "forgotten_refitted_iw": importance_weighted_bound(refitted, gone).mean().item()}
+
+
+def precision_recall(samples, real, k=3):
+    """(precision, recall) of features (N, D) against real ones (M, D): the share of each set that lies within the other's
+    k-nearest-neighbour balls (Kynkaanniemi et al. 2019). Low recall is mode collapse, low precision is unreal samples."""
+    def share_inside(points, others):
+        radii = torch.cdist(others, others).kthvalue(k + 1, 1).values   # + 1: each point is its own nearest neighbour
+        return (torch.cdist(points, others) <= radii).any(1).float().mean().item()
+
+    return share_inside(samples, real), share_inside(real, samples)
 
 
 @cache

@@ -14,8 +14,8 @@ import joblib
 import torch
 from filelock import FileLock
 
-from .files import WorkspaceError, checksum, versions
-from .training import progress
+from amnesia.files import WorkspaceError, checksum, versions
+from amnesia.training import progress
 
 
 class Log:

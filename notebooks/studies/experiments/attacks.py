@@ -10,9 +10,9 @@ from copy import deepcopy
 import torch
 import torch.nn.functional as F
 
-from .data import CLASSES, one_hot
-from .evaluation import ask
-from .models import bernoulli_nll, elbo_terms
+from amnesia.data import CLASSES, one_hot
+from amnesia.evaluation import ask
+from amnesia.models import bernoulli_nll, elbo_terms
 
 RADIUS_SQUARED = 20.09  # bound on |z|^2: with 8 latents, 99 % of the prior lies within
 BOX = 2.0               # bound on each entry of a label vector that need not lie on the simplex

@@ -1,4 +1,4 @@
-"""Makes the released runs of the studies: python benchmarks/studies.py WORKSPACE
+"""Makes the released runs of the studies: python benchmarks/release_studies.py WORKSPACE
 
 Runs the study notebooks at full size in WORKSPACE, from the released checkpoints (hours on two cores; a run that was
 stopped goes on where it was); copies the logs to checkpoints/released; executes the notebooks as committed, in place; and
@@ -15,9 +15,10 @@ from pathlib import Path
 import papermill
 from release import REPOSITORY, execute, fill, read
 
-from amnesia.studies import METHODS, RELEASED
-from amnesia.sweep import Log
-from amnesia.tables import FIGURES, RECOVERY, markdown, paired, select, spread
+from experiments.bench import RELEASED
+from experiments.methods import METHODS
+from experiments.sweep import Log
+from experiments.tables import FIGURES, RECOVERY, markdown, paired, select, spread
 
 STUDIES = sorted((REPOSITORY / "notebooks" / "studies").glob("*.ipynb"))
 COMPARED = [[0]]  # the digits of study 3
@@ -78,7 +79,7 @@ def fill_readme():
     grey = {digit: read(f"evaluation-{digit}.json") for digit in range(10)}
     for marker, table in (("studies", summary_table(released("studies.jsonl"), released("attacks.jsonl"), grey)),
                           ("fashion methods", fashion_table(released("FashionMNIST/studies.jsonl")))):
-        fill(REPOSITORY / "README.md", marker, table, "studies")
+        fill(REPOSITORY / "README.md", marker, table, "release_studies")
 
 
 if __name__ == "__main__":

@@ -1,25 +1,13 @@
-"""Lower bounds on log p(x|c) of given images: the ELBO, a tighter one, and how to refit the encoder that they lean on."""
+"""A tighter lower bound on log p(x|c) than the ELBO, and how to refit the encoder that both lean on."""
 
 import math
 from copy import deepcopy
 
 import torch
 
-from .data import CLASSES
-from .models import bernoulli_nll, elbo_terms
-from .training import fit
-
-
-@torch.no_grad()
-def elbo(cvae, digits, seed=0, batch_size=1000):
-    """The ELBO of each image of `digits`, (N,) nats on the CPU, with one z an image: the same noise for every model."""
-    generator = torch.Generator().manual_seed(seed)
-    values = []
-    for index in torch.arange(len(digits), device=digits.images.device).split(batch_size):
-        noise = torch.randn(len(index), cvae.latent_dim, generator=generator).to(index.device)
-        reconstruction, kl = elbo_terms(cvae, *digits[index], noise)
-        values.append(-(reconstruction + kl).cpu())
-    return torch.cat(values)
+from amnesia.data import CLASSES
+from amnesia.models import bernoulli_nll, elbo_terms
+from amnesia.training import fit
 
 
 @torch.no_grad()

@@ -1,0 +1,53 @@
+"""What every method of forgetting is given, and the steps that several of them share."""
+
+from dataclasses import dataclass
+
+import torch
+
+from amnesia.data import Digits
+from amnesia.models import CVAE
+from amnesia.training import fit
+
+
+@dataclass
+class Task:
+    """What a method of forgetting may use; every method takes one, leaves it as it is, and returns a new CVAE.
+
+    cvae: the original; fim: its Fisher information; train: real Digits, for the methods that need them; forgotten, kept:
+    labels as int64 tensors on the device; seed; scale: the share of the default number of steps to train for.
+    """
+
+    cvae: CVAE
+    fim: dict
+    train: Digits
+    forgotten: torch.Tensor
+    kept: torch.Tensor
+    seed: int = 0
+    scale: float = 1.0
+
+    batch_size, learning_rate, steps = 384, 5e-3, 1600  # those of notebook 03
+
+    def minimise(self, cvae, loss, **choices):
+        """Trains `cvae` on loss() as notebook 03 does, or by other `choices` for fit(), and returns it."""
+        choices = {"steps": self.steps, "learning_rate": self.learning_rate, **choices}
+        fit(cvae, loss, **{**choices, "steps": max(1, round(self.scale * choices["steps"]))})
+        return cvae
+
+
+def some(labels, n):
+    """n of these labels, drawn at random."""
+    return labels[torch.randint(len(labels), (n,), device=labels.device)]
+
+
+def replay(original, labels, drawn=0.75):
+    """Generated images (n, 784) of the labels (n,): a share `drawn` from p(x|z,c), pixel by pixel, the rest means."""
+    mean = original.generate(labels)                        # z ~ p(z)
+    drawn = int(drawn * len(mean))
+    return torch.cat([torch.bernoulli(mean[:drawn]), mean[drawn:]])
+
+
+def penalty(cvae, original, fim):
+    """A function that returns sum_i F_i (theta_i - theta*_i)^2: elastic weight consolidation without its lambda / 2."""
+    triples = [(fim[name].sqrt(), p, p_old.detach()) for (name, p), p_old in
+               zip(cvae.named_parameters(), original.parameters(), strict=True)]
+    return lambda: sum((root_f * (p - p_old)).square().sum() for root_f, p, p_old in triples)

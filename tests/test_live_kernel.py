@@ -1,0 +1,235 @@
+"""The five notebooks in a live kernel, as people use them: cells run twice, out of order, interrupted, numbers edited.
+
+The invariant: whatever finished file a workspace holds is the one that a clean run with its recorded settings writes, byte
+for byte, and no finished file is ever lost. pytest -m live --sequences 100 runs that many random sequences of moves.
+"""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import threading
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+import nbformat
+import pytest
+from conftest import REPOSITORY
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from jupyter_client.manager import start_new_kernel
+
+from amnesia.files import Saved
+
+STEMS = ("01_train_cvae", "02_compute_fim", "03_forget", "04_sample", "05_evaluate")
+MAKES = dict(zip(STEMS, ("cvae", "fim-cvae", "amnesiac", "samples", "evaluation"), strict=True))
+BUDGET = {"01_train_cvae": {"steps": 40, "batch_size": 16}, "02_compute_fim": {"n_samples": 1500},
+          "03_forget": {"steps": 30, "batch_size": 16}, "04_sample": {"n_per_class": 20}, "05_evaluate": {}}
+EDITS = {"01_train_cvae": {"steps": [40, 25], "learning_rate": [3e-3, 1e4], "seed": [0, 1], "dropout": [0.1, 0.5]},
+         "02_compute_fim": {"n_samples": [1500, 1000], "seed": [0, 1]},
+         "03_forget": {"lam": [0.4, 40.0], "steps": [30, 20], "forget": [[0], [3]], "surrogate": ["noise", 7]},
+         "04_sample": {"n_per_class": [20, 30], "seed": [0, 1]}, "05_evaluate": {"seed": [0, 1]}}
+# Progress is looked at and saved every few steps, and not every few seconds. The first optimizer imports half of torch: an
+# interrupt in the middle of an import leaves Python's own modules half made, which only a restart mends.
+OFTEN = """
+import itertools, types, torch as _torch
+_torch.optim.AdamW([_torch.zeros(1)])
+from amnesia import training as _training, workspace as _workspace
+_training.time = types.SimpleNamespace(perf_counter=itertools.count(0, 0.3).__next__)
+_workspace.SAVE_SECONDS = 0
+"""
+moves, ends = Counter(), Counter()
+
+
+class Kernel:
+    """One live kernel in the notebooks' folder."""
+
+    def __init__(self):
+        self.manager, self.client = start_new_kernel(cwd=str(REPOSITORY / "notebooks"),
+                                                     stderr=subprocess.DEVNULL)
+
+    def run(self, code, interrupt_after=None):
+        """Runs code; returns "ok", or the name and the text of the exception that ended it."""
+        if interrupt_after is not None:
+            timer = threading.Timer(interrupt_after, self.manager.interrupt_kernel)
+            timer.start()
+        reply = self.client.execute_interactive(code, timeout=300, output_hook=lambda message: None)["content"]
+        if interrupt_after is not None:
+            timer.cancel()
+            timer.join()
+            self.client.execute_interactive("pass", timeout=60, output_hook=lambda message: None)    # if it came late
+        return "ok" if reply["status"] == "ok" else (reply["ename"], reply["evalue"])
+
+    def restart(self):
+        self.manager.restart_kernel(now=True)
+        self.client.wait_for_ready(timeout=60)
+
+    def stop(self):
+        self.client.stop_channels()
+        self.manager.shutdown_kernel(now=True)
+
+
+@cache
+def cells(stem):
+    """The sources of a notebook's code cells."""
+    notebook = nbformat.read(REPOSITORY / "notebooks" / f"{stem}.ipynb", as_version=4)
+    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def injected(stem, workspace, parameters):
+    """The parameter cell with other values."""
+    chosen = {"workspace": str(workspace), "device": "cpu", **BUDGET[stem], **parameters}
+    return cells(stem)[0] + "".join(f"\n{name} = {value!r}" for name, value in chosen.items())
+
+
+def finished(workspace, stem=""):
+    """{path: digest} of the finished files, those kept beside them included, but for what is unfinished or unusable."""
+    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in (workspace / "checkpoints").glob(f"{stem}*.*")
+            if path.suffix in (".pt", ".json") and ".un" not in path.name}
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    """(inputs, clean): a workspace with the miniature series in it; and clean(stem, parameters), the file that an empty
+    namespace makes of them, run top to bottom in a kernel of its own."""
+    kernel, inputs, made = Kernel(), tmp_path_factory.mktemp("inputs"), {}
+
+    def clean(stem, parameters):
+        key = stem, json.dumps(parameters, sort_keys=True)
+        if key not in made:
+            workspace = tmp_path_factory.mktemp("clean")
+            shutil.copytree(inputs, workspace, dirs_exist_ok=True)
+            for path in finished(workspace, MAKES[stem]):
+                path.unlink()
+            kernel.run("%reset -f")
+            for number, source in enumerate(cells(stem)):
+                end = kernel.run(injected(stem, workspace, parameters) if number == 0 else source)
+                assert end == "ok", (stem, parameters, end)
+                if "stage.save(" in source:
+                    break
+            made[key], = finished(workspace, MAKES[stem])
+        return made[key]
+
+    for stem in STEMS:
+        path = clean(stem, {})
+        (inputs / "checkpoints").mkdir(exist_ok=True)
+        shutil.copy(path, inputs / "checkpoints")
+    yield inputs, clean
+    kernel.stop()
+
+
+@pytest.fixture(scope="module")
+def kernel():
+    """The reader's kernel."""
+    kernel = Kernel()
+    yield kernel
+    kernel.stop()
+
+
+def machine(kernel, inputs, clean, folder):
+    """The state machine: one notebook, one workspace, and a reader who does as readers do."""
+
+    class Reader(RuleBasedStateMachine):
+        @initialize(stem=st.sampled_from(STEMS))
+        def opens(self, stem):
+            moves["sequence"] += 1
+            self.stem, self.edited, self.ever, self.last = stem, {}, set(), 0
+            self.workspace = Path(folder) / f"reader-{moves['sequence']}"
+            shutil.copytree(inputs, self.workspace)
+            for path in finished(self.workspace, MAKES[stem]):
+                path.unlink()
+            kernel.run("%reset -f")
+            for number in range(3):                                     # parameters, setup, this stage
+                self.does("run", number)
+
+        def does(self, move, number, interrupt_after=None):
+            source = cells(self.stem)[number]
+            if number == 0:
+                source = injected(self.stem, self.workspace, self.edited)
+            end = kernel.run(source, interrupt_after)
+            if number == 1 and end == "ok":
+                kernel.run(OFTEN)
+            moves[move] += 1
+            ends[end if end == "ok" else end[0]] += 1
+            if number == 2 or "stage.save(" in source:                  # the cells that make a file refuse in a sentence
+                assert end == "ok" or end[0] in ("WorkspaceError", "NameError", "KeyboardInterrupt", "Diverged"), end
+            self.last = number
+            return end
+
+        @rule(data=st.data())
+        def runs_a_cell(self, data):
+            self.does("run", data.draw(st.integers(0, len(cells(self.stem)) - 1)))
+
+        @rule()
+        def runs_the_cell_that_trains(self):
+            self.does("train", next(n for n, source in enumerate(cells(self.stem)) if "stage.save(" in source))
+
+        @rule()
+        def runs_it_again(self):
+            self.does("again", self.last)
+
+        @rule(after=st.floats(0.0, 1.0))
+        def interrupts_the_training(self, after):
+            self.does("interrupt", next(n for n, source in enumerate(cells(self.stem)) if "stage.save(" in source), after)
+
+        @rule(data=st.data())
+        def edits_a_number_and_runs_on(self, data):
+            name = data.draw(st.sampled_from(sorted(EDITS[self.stem])))
+            self.edited[name] = data.draw(st.sampled_from(EDITS[self.stem][name]))
+            start = data.draw(st.integers(1, len(cells(self.stem)) - 1))
+            for number in (0, *range(start, len(cells(self.stem)))):
+                if self.does("edit and run on", number) != "ok":
+                    break                                               # as Run All Below does
+
+        @rule()
+        def restarts(self):
+            if moves["restart"] % 5:                                    # seconds each, so mostly the namespace alone
+                kernel.run("%reset -f")
+            else:
+                kernel.restart()
+            moves["restart"] += 1
+            for number in range(3):
+                self.does("run", number)
+
+        @rule(data=st.data())
+        @precondition(lambda self: self.stem != "01_train_cvae")
+        def another_tab_finishes(self, data):
+            """A file of other settings appears, as a clean run elsewhere would save it: the one there is kept."""
+            name = data.draw(st.sampled_from(sorted(EDITS[self.stem])))
+            path = clean(self.stem, {name: data.draw(st.sampled_from(EDITS[self.stem][name]))})
+            for mine, digest in finished(self.workspace, path.stem).items():
+                mine.rename(mine.with_name(f"{path.stem}.{digest[:8]}{path.suffix}"))
+            shutil.copy(path, self.workspace / "checkpoints")
+            moves["another tab"] += 1
+
+        @invariant()
+        def every_file_is_that_of_a_clean_run(self):
+            if not hasattr(self, "workspace"):
+                return
+            now = finished(self.workspace, MAKES[self.stem])
+            for path, digest in now.items():
+                if digest not in self.ever:
+                    recorded = Saved(path).settings if path.name.count(".") == 1 else {}
+                    chosen = {name: recorded[name] for name in EDITS[self.stem] if name in recorded}
+                    used = {name: value for name, value in chosen.items()
+                            if value != BUDGET[self.stem].get(name, EDITS[self.stem][name][0])}
+                    right = hashlib.sha256(clean(self.stem, used).read_bytes()).hexdigest()
+                    assert digest == right, f"{path.name} is not what a clean run with {used} writes"
+            self.ever |= set(now.values())
+            assert self.ever <= set(now.values()), "a finished file was lost"
+
+    return Reader
+
+
+@pytest.mark.live
+def test_whatever_a_reader_does_the_files_are_right(kernel, ground, tmp_path, request, capsys):
+    count = request.config.getoption("--sequences")
+    chosen = settings(max_examples=count, stateful_step_count=8, deadline=None, derandomize=True, database=None,
+                      suppress_health_check=list(HealthCheck), print_blob=False)
+    run_state_machine_as_test(machine(kernel, *ground, tmp_path), settings=chosen)
+    with capsys.disabled():
+        print("\n" + ", ".join(f"{n} × {move}" for move, n in moves.items()), "|",
+              ", ".join(f"{n} {end}" for end, n in ends.items()))
+    assert moves["sequence"] >= count

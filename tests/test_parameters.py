@@ -1,0 +1,60 @@
+"""What the checks accept runs to the end, and what they refuse they refuse in a sentence that names the parameter."""
+
+import nbformat
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amnesia.training import Diverged
+from amnesia.workspace import RANGES, check_parameters
+
+STEMS = ("01_train_cvae", "02_compute_fim", "03_forget", "04_sample", "05_evaluate")
+ENDS = {  # of the ranges, and what lies just inside them; the longest ends would take days
+    "the least of everything": {"steps": 1, "batch_size": 1, "latent_dim": 1, "n_samples": 1, "n_per_class": 2,
+                                "seed": 2**63 - 1, "learning_rate": 1e-12, "forget": np.array([0, 3])},
+    "few, and nearly all forgotten": {"steps": 9, "batch_size": 7, "latent_dim": 128, "n_samples": 501, "n_per_class": 3,
+                                      "lam": 0, "gamma": 0, "forget": [1, 2, 3, 4, 5, 6, 7, 8, 9], "surrogate": np.int64(0)},
+    "batches beyond the data": {"steps": 2, "batch_size": 20_000, "latent_dim": 2, "n_samples": 10, "n_per_class": 5,
+                                "dropout": 0.99, "weight_decay": 1e3, "lam": 1e-3}}
+
+
+def run_cells(stem, workspace, parameters):
+    """Runs a notebook's cells in this process, in order."""
+    namespace = {}
+    for cell in nbformat.read(REPOSITORY / "notebooks" / f"{stem}.ipynb", as_version=4).cells:
+        if cell.cell_type == "code" and not cell.source.startswith("# Setup"):
+            exec(cell.source, namespace)
+            if "parameters" in cell.metadata.get("tags", []):
+                chosen = {name: value for name, value in parameters.items() if name in namespace}
+                namespace.update(workspace=str(workspace), device="cpu", **chosen)
+
+
+@pytest.mark.parametrize("parameters", ENDS.values(), ids=ENDS.keys())
+def test_the_ends_of_the_ranges_go_through_all_five(parameters, tmp_path, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    for stem in STEMS:
+        run_cells(stem, tmp_path, parameters)
+    assert len(list((tmp_path / "checkpoints").iterdir())) == len(STEMS)
+
+
+def test_a_rate_at_the_upper_end_diverges_in_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    with pytest.raises(Diverged, match="The loss diverged at step"):
+        run_cells("01_train_cvae", tmp_path, {"steps": 20, "batch_size": 10, "learning_rate": 1e3})
+    assert not (tmp_path / "checkpoints" / "cvae.pt").exists()
+
+
+numbers = st.integers(-10, 10**19) | st.floats() | st.booleans() | st.none() | st.text(max_size=3) | st.lists(st.integers())
+
+
+@given(st.sampled_from(sorted(RANGES)), numbers | numbers.map(np.array))
+def test_a_value_is_in_its_range_or_refused_by_name(name, value):
+    least, most = RANGES[name]
+    good = type(value) in ((int,) if isinstance(least, int) else (int, float)) and least <= value <= most
+    if good:
+        check_parameters(**{name: value})
+    else:
+        with pytest.raises(ValueError, match=rf"^{name}="):
+            check_parameters(**{name: value})
