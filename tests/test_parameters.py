@@ -1,4 +1,4 @@
-"""Whatever the checks accept runs to the end, and whatever they refuse they refuse in a sentence that names the parameter."""
+"""What the checks accept runs to the end, and what they refuse they refuse in a sentence that names the parameter."""
 
 import nbformat
 import numpy as np

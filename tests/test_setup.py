@@ -3,6 +3,7 @@
 Everything here runs in the Python that runs pytest; `.ci/run` does it in an environment of Colab's own versions.
 """
 
+import base64
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 
+import imageio.v3 as imageio
 import nbformat
 import psutil
 import pytest
@@ -18,13 +20,15 @@ import torch
 from conftest import REPOSITORY
 
 CELLS = nbformat.read(REPOSITORY / "notebooks" / "04_sample.ipynb", as_version=4).cells
+STUDIES = sorted((REPOSITORY / "notebooks" / "studies").glob("[0-9]*.ipynb"))
 SETUP = next(cell.source for cell in CELLS if cell.source.startswith("# Setup"))
 
 
 def run_setup(cwd, content="/content", colab=None, repo_url="", use_drive=True, before=""):
     """Runs the cell twice in a fresh Python; returns what it printed, and the root it found as the last line."""
     cell = SETUP.replace("/content", str(content))
-    code = f"use_drive, REPO_URL = {use_drive}, {repo_url!r}\n{before}\n{cell}\n{cell}\nprint(*(path for path in sys.path if path.startswith(str(root))))\nprint(root)"
+    code = f"use_drive, REPO_URL = {use_drive}, {repo_url!r}\n{before}\n{cell}\n{cell}\n"
+    code += "print(*(path for path in sys.path if path.startswith(str(root))))\nprint(root)"
     return subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=False,
                           env={**os.environ, "PYTHONPATH": str(colab or ""), "GIT_TERMINAL_PROMPT": "0"})
 
@@ -167,6 +171,7 @@ def session(colab, tmp_path, monkeypatch):
 
     A new machine has nothing but the stand-in google.colab. What lies on the emulated Drive, a folder that drive.mount
     links to, is all that outlives it; the notebook fetches the project from an address, and saves every second here.
+    `session.source` is that project, a copy to be changed before the first notebook.
     """
     content, cloud, source = (tmp_path / name for name in ("content", "cloud", "source"))
     executed = tmp_path / "executed.ipynb"
@@ -180,11 +185,11 @@ def session(colab, tmp_path, monkeypatch):
     (colab / "sitecustomize.py").write_text(  # an installation would end the notebook
         "import subprocess as s\nreal = s.run\ndef run(command, **options):\n"
         "    assert 'pip' not in command, 'nothing is missing'\n    return real(command, **options)\ns.run = run\n")
-    address = serve(source)
     monkeypatch.setenv("PYTHONPATH", str(colab))
     monkeypatch.delenv("AMNESIA_WORKSPACE", raising=False)
 
     def command(notebook, **parameters):
+        address = f"file://{source}" if (source / ".git").exists() else serve(source)
         shutil.rmtree(content)
         content.mkdir()
         path = tmp_path / "opened.ipynb"
@@ -192,20 +197,26 @@ def session(colab, tmp_path, monkeypatch):
         chosen = json.dumps({"REPO_URL": address, "device": "cpu", **parameters})
         return [sys.executable, REPOSITORY / "tests" / "kernel.py", path, executed, content, chosen]
 
+    command.source = source
     return command
+
+
+def outputs(command):
+    """Runs to the end; returns all outputs of the notebook."""
+    result = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return [output for cell in nbformat.read(command[3], as_version=4).cells for output in cell.get("outputs", [])]
 
 
 def run_session(command):
     """Runs to the end; returns all that the notebook printed."""
-    subprocess.run(command, check=True, capture_output=True, text=True)
-    cells = nbformat.read(command[3], as_version=4).cells
-    return "".join(output.get("text", "") for cell in cells for output in cell.get("outputs", []))
+    return "".join(output.get("text", "") for output in outputs(command))
 
 
 def test_emulated_colab_disconnects_within_a_stage_and_goes_on_from_drive(session, digits, tmp_path):
     """Emulated: kill -9 to the notebook in the middle of 01 and a new machine; all that is left is the Drive."""
     drive = tmp_path / "cloud" / "selective-amnesia"
-    command = session("01_train_cvae.ipynb", steps=3000, batch_size=16)
+    command = session("01_train_cvae.ipynb", steps=1000, batch_size=64)
     victim = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (drive / "checkpoints" / "cvae.unfinished.pt").exists():
         assert victim.poll() is None, "the notebook ended before any progress was saved"
@@ -214,7 +225,7 @@ def test_emulated_colab_disconnects_within_a_stage_and_goes_on_from_drive(sessio
         process.kill()
     victim.wait()
     assert not (drive / "checkpoints" / "cvae.pt").exists()
-    printed = run_session(session("01_train_cvae.ipynb", steps=3000, batch_size=16))
+    printed = run_session(session("01_train_cvae.ipynb", steps=1000, batch_size=64))
     assert "Going on from step" in printed and [path.name for path in (drive / "checkpoints").iterdir()] == ["cvae.pt"]
 
 
@@ -232,3 +243,36 @@ def test_emulated_colab_disconnects_between_stages_and_finds_its_files_on_drive(
     assert lineage.keys() == {"cvae.pt", "amnesiac-0.pt"}
     assert {path.name for path in (drive / "figures").iterdir()} == {
         "cvae_training.gif", "forgetting-0.gif", "comparison-0.png"}
+
+
+def shown(command):
+    """Runs to the end; returns {the text for screen readers: a picture's number of frames}."""
+    pictures = [output for output in outputs(command) if "image/png" in output.get("data", {})]
+    contents = [base64.b64decode(output["data"]["image/png"]) for output in pictures]
+    return {output["metadata"]["image/png"]["alt"]: len(imageio.imread(content, index=None)) if content[:3] == b"GIF" else 1
+            for output, content in zip(pictures, contents, strict=True)}
+
+
+@pytest.mark.colab
+@pytest.mark.mnist
+def test_emulated_colab_runs_the_five_at_their_defaults(session, tmp_path):
+    shutil.copytree(REPOSITORY / "checkpoints" / "released", session.source / "checkpoints" / "released")
+    frames = [shown(session(path.name)) for path in sorted((REPOSITORY / "notebooks").glob("0*.ipynb"))]
+    assert all(len(alt) > 20 for pictures in frames for alt in pictures)
+    assert [max(pictures.values()) > 20 for pictures in frames] == [True, False, True, False, False]     # moving
+    result = json.loads((tmp_path / "cloud" / "selective-amnesia" / "checkpoints" / "evaluation-0.json").read_text())
+    after, grey = (block["forgotten_probability"] for block in (result["amnesiac"], result["reference"]["grey"]))
+    assert abs(after - grey) < 0.02 < 0.95 < result["original"]["forgotten_probability"]
+
+
+@pytest.mark.colab
+@pytest.mark.mnist
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_emulated_colab_runs_a_study(session, path):
+    """With a hundredth of the steps in everything that is trained."""
+    shutil.copytree(REPOSITORY / "checkpoints" / "released", session.source / "checkpoints" / "released")
+    with open(session.source / "notebooks" / "amnesia" / "training.py", "a") as training:
+        training.write("\n\nwhole = fit\n\n\ndef fit(model, loss, *, steps, **options):\n"
+                       "    return whole(model, loss, steps=max(1, steps // 100), **options)\n")
+    frames = shown(session(f"studies/{path.name}"))
+    assert frames and all(len(alt) > 20 for alt in frames)

@@ -169,10 +169,9 @@ def test_readme_has_their_table():
     assert fashion_table(released("studies", "FashionMNIST")) in readme
 
 
-def test_a_published_run_comes_out_again(tmp_path, digits):
+@pytest.mark.mnist
+def test_a_published_run_comes_out_again(tmp_path):
     """Dampening is quick enough to be run anew; another kind of CPU may round otherwise."""
-    if len(digits[0]) != 60_000:
-        pytest.skip("needs all of MNIST")
     again = figures(forget_and_score(Experiment(tmp_path, device="cpu"), "dampening", [0]), [0], published_grey([0]))
     runs = frame(released("studies"), plan(ROWS, [[0]], [0], bounds=True), published_grey)
     for name in ("P", "H", "kept ELBO", "kept accuracy", "recall", "leakage"):

@@ -1,14 +1,15 @@
 """The machinery behind the five notebooks, a room a file; what they use is imported here."""
 
-from .data import Digits, check_surrogate, class_names, forget_set, forgotten_in, load_digits, one_hot
+from .data import Digits, check_surrogate, class_names, forget_set, forgotten_in, grow, load_digits, one_hot
 from .evaluation import ask, elbo, entropy, grey_reference, load_judge, model_metrics, reference_metrics, train_judge
 from .figures import few_greys, gif, name_classes, panel, play, png, show, show_tile, tile
 from .fisher import diagonal_fisher, squared_gradients
-from .models import CVAE, Classifier, elbo_terms
+from .models import CVAE, Classifier, bernoulli_nll, elbo_terms
 from .training import fit, pick_device, progress
 from .workspace import Stage, Workspace
 
-__all__ = ["CVAE", "Classifier", "Digits", "Stage", "Workspace", "ask", "check_surrogate", "class_names", "diagonal_fisher",
-           "elbo", "elbo_terms", "entropy", "few_greys", "fit", "forget_set", "forgotten_in", "gif", "grey_reference",
-           "load_digits", "load_judge", "model_metrics", "name_classes", "one_hot", "panel", "pick_device", "play", "png",
-           "progress", "reference_metrics", "show", "show_tile", "squared_gradients", "tile", "train_judge"]
+__all__ = ["CVAE", "Classifier", "Digits", "Stage", "Workspace", "ask", "bernoulli_nll", "check_surrogate", "class_names",
+           "diagonal_fisher", "elbo", "elbo_terms", "entropy", "few_greys", "fit", "forget_set", "forgotten_in", "gif",
+           "grey_reference", "grow", "load_digits", "load_judge", "model_metrics", "name_classes", "one_hot", "panel",
+           "pick_device", "play", "png", "progress", "reference_metrics", "show", "show_tile", "squared_gradients", "tile",
+           "train_judge"]

@@ -106,6 +106,29 @@ def one_hot(labels):
     return F.one_hot(labels, CLASSES).float()
 
 
+def jitter(x, pixels=2.0, generator=None):
+    """Images (B, 784) turned by up to 12 degrees, scaled by up to 10 % and shifted by up to so many pixels, at random."""
+    turn, scale, right, down = torch.rand(4, len(x), 1, generator=generator, device=x.device) * 2 - 1
+    turn, scale, right, down = 0.21 * turn, 1 + 0.1 * scale, right * pixels / 14, down * pixels / 14
+    cos, sin = scale * turn.cos(), scale * turn.sin()
+    theta = torch.stack([torch.cat([cos, -sin, right], 1), torch.cat([sin, cos, down], 1)], 1)  # (B, 2, 3)
+    grid = F.affine_grid(theta, (len(x), 1, 28, 28), align_corners=False)
+    return F.grid_sample(x.view(-1, 1, 28, 28), grid, align_corners=False).flatten(1)
+
+
+def grow(digits, seed, size=60_000):
+    """A small set grown to about the size of MNIST by jittered copies of itself; a large one is returned as it is.
+
+    From 4,000 images a CVAE soon knows them by heart: fourteen copies of each, by up to half a pixel, stand for the hands
+    that are missing.
+    """
+    copies = [digits.images]
+    generator = torch.Generator(digits.images.device).manual_seed(seed)
+    for _ in range(size // len(digits) - 1):
+        copies.append((jitter(digits.images.float() / 255, 0.5, generator) * 255).round().byte())
+    return Digits(torch.cat(copies), digits.labels.repeat(len(copies)), digits.name) if len(copies) > 1 else digits
+
+
 def forget_set(forget, before=()):
     """Checks the parameter `forget` and returns (forgotten, kept), two sorted lists of labels, those in `before` in neither.
 
@@ -142,7 +165,7 @@ def check_surrogate(surrogate, forgotten):
         raise ValueError(f"surrogate={surrogate!r}: expected \"noise\" or a label from 0 to 9.")
     if surrogate in forgotten:
         raise ValueError(f"surrogate={surrogate} is itself among the forgotten labels {forgotten}: choose a kept one.")
-    return int(surrogate)
+    return surrogate
 
 
 def plain(value):

@@ -9,7 +9,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from .data import CLASSES, PIXELS, load_digits
+from .data import CLASSES, PIXELS, jitter, load_digits
 from .files import WorkspaceError
 from .models import Classifier, elbo_terms
 from .training import fit
@@ -56,16 +56,6 @@ def train_judge(store, train, seed=0, steps=7000, batch_size=128, learning_rate=
                       stage=stage, title="judge")
         stage.save(state=judge.state_dict(), config=judge.config, metrics=history)
     return stage.load().build(Classifier, device)
-
-
-def jitter(x):
-    """Images (B, 784) turned by up to 12 degrees, scaled by up to 10 % and shifted by up to 2 pixels, at random."""
-    turn, scale, right, down = (torch.rand(4, len(x), 1, device=x.device) * 2 - 1)
-    turn, scale = 0.21 * turn, 1 + 0.1 * scale
-    cos, sin = scale * turn.cos(), scale * turn.sin()
-    theta = torch.stack([torch.cat([cos, -sin, right / 7], 1), torch.cat([sin, cos, down / 7], 1)], 1)  # (B, 2, 3)
-    grid = F.affine_grid(theta, (len(x), 1, 28, 28), align_corners=False)
-    return F.grid_sample(x.view(-1, 1, 28, 28), grid, align_corners=False).flatten(1)
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ SAVE_SECONDS, SAVE_SECONDS_ON_DRIVE = 8, 60
 # From where to where a parameter may go. Where the ends are whole numbers, so must it be.
 RANGES = {"steps": (1, 10**7), "batch_size": (1, 10**5), "latent_dim": (1, 128), "n_samples": (1, 10**9),
           "n_per_class": (2, 10**5), "seed": (0, 2**63 - 1), "learning_rate": (1e-12, 1e3), "weight_decay": (0.0, 1e3),
-          "dropout": (0.0, 0.99), "lam": (0.0, 1e12), "gamma": (0.0, 1e12), "drawn": (0.0, 1.0)}
+          "dropout": (0.0, 0.99), "lam": (0.0, 1e12), "gamma": (0.0, 1e12)}
 
 
 def check_parameters(**parameters):
@@ -73,8 +73,9 @@ class Workspace:
                 patiently(partial(made.mkdir, parents=True, exist_ok=True))
                 patiently(partial(tempfile.TemporaryFile, dir=made)).close()
         except OSError as error:
-            raise WorkspaceError(f"workspace={str(folder)!r} can't be written ({error}). Choose another folder with the "
-                                 "parameter `workspace`.") from error
+            raise WorkspaceError(f"workspace={str(folder)!r} can't be written ({error}). See that its drive is connected "
+                                 "and run this cell again, or choose another folder with the parameter `workspace`."
+                                 ) from error
         self.save_seconds = SAVE_SECONDS
         if self.folder.is_relative_to(DRIVE):
             self.save_seconds = SAVE_SECONDS_ON_DRIVE

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from amnesia.data import PIXELS, Digits
+from amnesia.data import PIXELS, Digits, grow
 from amnesia.models import CVAE, elbo_terms
 
 
@@ -29,6 +29,7 @@ def train_from_scratch(task, digits):
     with torch.no_grad():
         cvae.decoder[-1].bias.copy_((digits.images.float().mean(0) / 255).clamp(1e-3, 1 - 1e-3).logit())
     masks = F.dropout(torch.ones(1000, PIXELS, device=digits.images.device), recipe["dropout"])
+    digits = grow(digits, task.seed)
 
     def loss():
         x, y = digits.batch(recipe["batch_size"])

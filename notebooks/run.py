@@ -1,0 +1,111 @@
+"""Sets up and runs the notebooks, by one command on any system; on Windows, `py` stands for `python3`.
+
+  python3 notebooks/run.py                            the five, in order
+  python3 notebooks/run.py 03 04 05 "forget=[3, 8]"   some of them, with another value for a parameter
+  python3 notebooks/run.py studies/2 full=True        a study
+  python3 notebooks/run.py test                       the tests; further words go to pytest
+
+Packages go to .venv beside README.md, executed copies to executed/. A parameter goes to those notebooks that have it.
+"""
+
+import argparse
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+VENV = ROOT / ".venv"
+NOTEBOOKS = {path.relative_to(ROOT / "notebooks").with_suffix("").as_posix(): path
+             for path in sorted((ROOT / "notebooks").rglob("[0-9]*_*.ipynb"))}  # "01_train_cvae", …, "studies/1_ten_digits"
+
+
+def call(*command):
+    """Runs a command to its end and returns its exit status. Ctrl-C reaches it as well, and it ends in its own way."""
+    process = subprocess.Popen(list(map(str, command)), cwd=ROOT)
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            pass
+
+
+def set_up(requirements):
+    """The Python of the virtual environment, made if need be, with all of a file of requirements."""
+    folder = VENV / ("Scripts" if os.name == "nt" else "bin")
+    python, stamp = folder / "python", VENV / f"{requirements}.installed"
+    os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ['PATH']}"
+    wanted = "".join(path.read_text() for path in sorted(ROOT.glob("requirements*.txt")))
+    if not (stamp.exists() and stamp.read_text() == wanted):
+        print(f"Installing {requirements} in {VENV}: some minutes, once", flush=True)
+        for command in ([sys.executable, "-m", "venv", VENV],
+                        [python, "-m", "pip", "install", "--disable-pip-version-check", "-r", requirements]):
+            if status := call(*command):
+                sys.exit(status)
+        stamp.write_text(wanted)
+    return python
+
+
+def value_of(text):
+    """A Python value, such as 1e-4, True or [3, 8]; what is none stands for itself."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return {"true": True, "false": False}.get(text, text)
+
+
+def chosen(words):
+    """({path: its parameters}, in order; {parameter: value}) that these words ask for. Exits at one that fits nothing."""
+    import papermill
+
+    asked = [word.replace("\\", "/").removeprefix("notebooks/").removesuffix(".ipynb") for word in words if "=" not in word]
+    numbers = {name.split("_")[0]: name for name in NOTEBOOKS}
+    names = [numbers.get(word, word) for word in asked] or [name for name in NOTEBOOKS if "/" not in name]
+    for name in names:
+        if name not in NOTEBOOKS:
+            sys.exit(f"There is no notebook {name!r}. There are: {', '.join(NOTEBOOKS)}.")
+    parameters = {NOTEBOOKS[name]: papermill.inspect_notebook(NOTEBOOKS[name]) for name in sorted(names)}
+    values = {name: value_of(text) for name, _, text in (word.partition("=") for word in words if "=" in word)}
+    for name in values:
+        if not any(name in has for has in parameters.values()):
+            every = dict.fromkeys(name for has in parameters.values() for name in has)
+            sys.exit(f"No notebook of these has a parameter {name!r}. They have: {', '.join(every)}.")
+    return parameters, values
+
+
+def run(words):
+    """Runs the notebooks that the words ask for, and returns the exit status."""
+    import papermill
+
+    parameters, values = chosen(words)
+    sys.stdout.reconfigure(errors="replace")  # a log file on Windows may have no letter for a bar's blocks
+    (ROOT / "executed").mkdir(exist_ok=True)
+    for path, has in parameters.items():
+        copy = ROOT / "executed" / path.name
+        print(f"\n{path.name}", flush=True)
+        try:
+            papermill.execute_notebook(path, copy, {name: value for name, value in values.items() if name in has},
+                                       progress_bar=False, stdout_file=sys.stdout, cwd=ROOT)
+        except papermill.PapermillExecutionError as error:
+            sys.exit(f"{path.name} stopped: {error.ename}: {error.evalue}\nThe cell is marked in {copy}.")
+        except KeyboardInterrupt:
+            print(f"\n{path.name} was interrupted. The same command goes on from what was saved.")
+            return 130
+    print(f"\nExecuted copies, with all pictures, are in {ROOT / 'executed'}")
+    return 0
+
+
+def main(argv):
+    if sys.version_info < (3, 11):  # noqa: UP036
+        sys.exit(f"Python 3.11 or newer is needed; this is {sys.version.split()[0]}.")
+    if argv[:1] == ["test"]:
+        return call(set_up("requirements-dev.txt"), "-m", "pytest", *argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", metavar="word", help="a notebook or a parameter; none: the five notebooks")
+    words, python = parser.parse_args(argv).words, set_up("requirements.txt")
+    return run(words) if os.path.samefile(sys.prefix, VENV) else call(python, __file__, *argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
