@@ -6,6 +6,7 @@ import torch
 from conftest import REPOSITORY
 
 from amnesia import CVAE, diagonal_fisher, elbo_terms, one_hot
+from amnesia.files import Saved
 from experiments.methods.ascent import CEILING, naive, neggrad
 from experiments.methods.distillation import distilled
 from experiments.methods.editing import dampening, label_edit
@@ -20,7 +21,8 @@ def task(digits):
     torch.manual_seed(0)
     cvae = CVAE(latent_dim=4, hidden=(32, 16))
     kept = torch.tensor([0, 1, 2, 4, 5, 6, 7, 8, 9])
-    return Task(cvae, diagonal_fisher(cvae, 500), digits[0], torch.tensor([3]), kept, scale=0.01)
+    recipe = Saved(REPOSITORY / "checkpoints" / "released" / "cvae.pt").settings
+    return Task(cvae, diagonal_fisher(cvae, 500), digits[0], torch.tensor([3]), kept, scale=0.01, recipe=recipe)
 
 
 def changed(task, cvae):

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from copy import deepcopy
 from functools import cache, cached_property, partial
 
 import torch
@@ -58,14 +59,17 @@ class Experiment:
         return grey_reference(self.judge, forgotten)
 
     def task(self, forget, seed=0, scale=1.0):
-        """What a method is given to forget these labels."""
+        """What a method is given to forget these labels. The model is a copy: a method that trains it spoils nothing."""
         forgotten, kept = (torch.tensor(labels, device=self.device) for labels in forget_set(forget))
-        return Task(self.cvae, self.fim, self.train, forgotten, kept, seed, scale, self.recipe)
+        return Task(deepcopy(self.cvae), self.fim, self.train, forgotten, kept, seed, scale, self.recipe)
 
     def forget(self, method, forget, seed=0, scale=1.0, **options):
         """A CVAE that has forgotten these labels by a method, one of METHODS or a function of a Task. Raises Diverged."""
         function = method if callable(method) else METHODS[method][0]
-        return function(self.task(forget, seed, scale), **options)
+        cvae = function(self.task(forget, seed, scale), **options)
+        if not isinstance(cvae, CVAE):
+            raise TypeError(f"{function.__name__} returned a {type(cvae).__name__}: a method returns the new CVAE.")
+        return cvae
 
     def log(self, name="studies"):
         """The log <name>.jsonl in this workspace, of runs from these files; those of "attacks" need the second judge too."""

@@ -1,0 +1,46 @@
+"""Bring your own method: its row in the table of every method."""
+
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+
+from .loading import Experiment, released
+from .methods import METHODS
+from .plan import plan
+from .recovery import forget_and_recover
+from .sweep import Log, sweep
+from .tables import frame, markdown, summary
+
+COLUMNS = {"P − grey": "+.3f", "H / grey": ".3f", "kept accuracy": ".4f", "worst kept digit": ".3f", "kept ELBO": ".2f",
+           "Fréchet": ".1f", "recall": ".3f", "inversion from 100 images": ".2f", "steps, k = 10": ".0f", "seconds": ".1f"}
+
+
+def compare(method, seeds=(0, 1, 2), scale=1.0, workspace="auto", device="auto", n_jobs=-1, use_drive=True):
+    """The table of every method that has forgotten the digit 0, in markdown, with a row for yours: mean ± sd over seeds.
+
+    method: a function of a Task (methods/task.py) that returns a new CVAE. It is run, scored and attacked for each of
+    `seeds`; the other rows are the released runs. Flat grey is what a decoder draws that knows nothing of its label.
+    scale: the share of the steps, of your method and of the attacks; a small one shows that it runs. Nothing is saved.
+    Raises TypeError for a method that returns something else, and whatever the method raises.
+    """
+    experiment = Experiment(workspace, "MNIST", device, use_drive=use_drive)
+    lineage, name = experiment.log("attacks").lineage, method.__name__
+    runs = {name: [{"forget": [0], "seed": seed, "scale": scale, "restarts": max(2, round(128 * scale))} for seed in seeds]}
+    with tempfile.TemporaryDirectory() as folder:
+        run, log = partial(forget_and_recover, experiment, method), Log(Path(folder) / "log", lineage)
+        records = sweep(run, runs[name], log, n_jobs, title=name)
+    attacks, rows = released("attacks"), {other: {} for other in METHODS}
+    others = frame(released("studies"), plan(rows, [[0]], range(3), bounds=True), experiment.grey)
+    attacked = frame(attacks, plan(rows, [[0]], range(3), restarts=128))         # not every method was
+    others = others.join(attacked[["inversion from 100 images", "steps, k = 10"]])
+    table = summary(pd.concat([others, frame(records, runs, experiment.grey)]), COLUMNS).astype(object)
+    table.loc["flat grey"] = ["–", "+0.000", "1.000", *["–"] * (len(COLUMNS) - 2)]
+
+    notes = []
+    if scale != 1:
+        notes.append(f"{name} ran for {scale:g} of its steps, and so did its attacks: its row is no result yet.")
+    if different := [file for file, digest in lineage.items() if attacks[0]["lineage"].get(file) != digest]:
+        notes.append(f"The other rows do not start from your {', '.join(different)}, but from the released run's files.")
+    return "\n\n".join([markdown(table), *notes])
