@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import papermill
 from nbclient import NotebookClient
 from nbconvert.preprocessors.coalescestreams import CoalesceStreamsPreprocessor
@@ -115,23 +116,24 @@ def fill(page, marker, table, script="release"):
 
 def fashion_table(evaluations):
     """README's table of FashionMNIST, in markdown, from the contents of its evaluation-<digit>.json."""
-    rows, names = [], CLASS_NAMES["FashionMNIST"]
+    rows, names = {}, CLASS_NAMES["FashionMNIST"]
     for evaluation in evaluations:
         before, after = evaluation["original"], evaluation["amnesiac"]
         accuracy, worst, elbo = (after[key] - before[key] for key in ("kept_accuracy", "kept_accuracy_worst", "kept_elbo"))
         p, h = ([block[key] for block in (before, after, evaluation["reference"]["grey"])]
                 for key in ("forgotten_probability", "entropy"))
-        rows.append([names[evaluation["settings"]["forget"][0]], *(f"{value:.3f}" for value in p),
-                     *(f"{value:.2f}" for value in h), f"{100 * accuracy:+.1f} points", f"{100 * worst:+.1f} points",
-                     f"{elbo:+.2f} nats"])
-    header = ["forgotten", "P before", "after", "on grey", "H before", "after", "on grey", "kept accuracy",
-              "worst kept class", "kept ELBO"]
+        rows[names[evaluation["settings"]["forget"][0]]] = [
+            *(f"{value:.3f}" for value in p), *(f"{value:.2f}" for value in h), f"{100 * accuracy:+.1f} points",
+            f"{100 * worst:+.1f} points", f"{elbo:+.2f} nats"]
+    header = ["P before", "after", "on grey", "H before", "after", "on grey", "kept accuracy", "worst kept class",
+              "kept ELBO"]
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=header).rename_axis("forgotten")
     kept, real, versions = evaluations[0]["original"], evaluations[0]["reference"]["real"], evaluations[0]["versions"]
     note = (f"One seed; n = {kept['n_per_class']:,} samples a class. Of the nine classes kept when T-shirts go, the judge "
             f"recognises {real['kept_accuracy']:.3f} of real test images and {kept['kept_accuracy']:.3f} of the original's "
             f"samples, whose ELBO on test images is {kept['kept_elbo']:.1f} nats. {versions['hardware']}, torch "
             f"{versions['torch']}.")
-    return f"{markdown(header, rows)}\n\n{note}"
+    return f"{markdown(table)}\n\n{note}"
 
 
 def fill_readme():

@@ -9,76 +9,57 @@ import os
 import shutil
 import sys
 import tempfile
-from operator import truediv
 from pathlib import Path
 
 import papermill
 from release import REPOSITORY, execute, fill, read
 
-from experiments.bench import RELEASED
+from experiments.loading import released
 from experiments.methods import METHODS
-from experiments.sweep import Log
-from experiments.tables import FIGURES, RECOVERY, markdown, paired, select, spread
+from experiments.plan import plan
+from experiments.tables import frame, markdown, partners, summary
 
 STUDIES = sorted((REPOSITORY / "notebooks" / "studies").glob("*.ipynb"))
-COMPARED = [[0]]  # the digits of study 3
+RELEASED = REPOSITORY / "checkpoints" / "released"
+ROWS = {name: {} for name in METHODS}
 
 
-def summary_table(records, attacks, evaluations):
-    """README's table: every method, and both references, beside the original.
+def published_grey(forget, dataset="."):
+    """What the judge of the released run says of flat grey: (P of these labels, H)."""
+    grey = read(f"{dataset}/evaluation-{forget[0]}.json")["reference"]["grey"]
+    return grey["forgotten_probability"], grey["entropy"]
 
-    attacks: the records of attacks.jsonl; evaluations: {digit: content of evaluation-<digit>.json}, for what the judge
-    says of grey.
-    """
-    def against_grey(record):
-        grey = evaluations[record["settings"]["forget"][0]]["reference"]["grey"]
-        return FIGURES["P"](record) - grey["forgotten_probability"], FIGURES["H"](record) / grey["entropy"]
 
-    rows, digits, seeds = [], set(), set()
-    for method, (_, data) in METHODS.items():
-        runs = [r for r in select(records, method=method, bounds=True, lam=None, gamma=None, importance=None)
-                if r["settings"]["forget"] in COMPARED]
-        attacked, control = ([r for r in select(attacks, method=name, lam=None, importance=None, posterior=None, reach=None)
-                              if r["settings"]["forget"] in COMPARED] for name in (method, "retrain"))
-        digits |= {r["settings"]["forget"][0] for r in runs}
-        seeds |= {r["settings"]["seed"] for r in runs}
-        rows.append([method, *(spread([against_grey(r)[i] for r in runs], 3, sign=not i) for i in (0, 1)),
-                     spread([FIGURES["worst kept digit"](r) for r in runs]),
-                     spread([FIGURES["kept ELBO"](r) for r in runs], 2),
-                     spread(paired(attacked, control, RECOVERY["searches"]), 2, sign=True),
-                     spread(paired(attacked, control, RECOVERY["steps, k = 10"], truediv), 2),
-                     data or "–", spread([r["result"]["seconds"] for r in runs], 1)])
-    header = ["", "P − grey", "H / grey", "worst kept digit", "kept ELBO, nats", "attack excess", "relearning ratio",
-              "real data", "seconds"]
+def summary_table(records, attacks):
+    """README's table: every method, and both references, beside the original, from studies.jsonl and attacks.jsonl."""
+    runs = frame(records, plan(ROWS, [[0]], range(3), bounds=True), published_grey)
+    attacked = frame(attacks, plan(ROWS, [[0]], range(3), restarts=128), published_grey)
+    control = partners(attacked, attacked.loc[["retrain"]])
+    attacked["attack excess"] = attacked["searches"] - control["searches"]
+    attacked["relearning ratio"] = attacked["steps, k = 10"] / control["steps, k = 10"]
+    table = summary(runs, {"P − grey": "+.3f", "H / grey": ".3f", "worst kept digit": ".3f", "kept ELBO": ".2f"})
+    table = table.join(summary(attacked, {"attack excess": "+.2f", "relearning ratio": ".2f"}).drop(columns="n")).fillna("–")
+    table["real data"] = [METHODS[name][1] or "–" for name in table.index]
+    table["seconds"] = summary(runs, {"seconds": ".1f"})["seconds"]
     versions = records[0]["versions"]
-    note = (f"Forgotten: {', '.join(map(str, sorted(digits)))}; mean ± sd over {len(seeds)} seeds; 1,000 samples a label. "
+    note = (f"Forgotten: 0; mean ± sd over {table.pop('n').max()} seeds; 1,000 samples a label. "
             f"Seconds on one core, two runs side by side. {versions['hardware']}, torch {versions['torch']}.")
-    return f"{markdown(header, rows)}\n\n{note}"
-
-
-FASHION = ("P", "H", "kept accuracy", "worst kept digit", "Fréchet", "recall", "kept ELBO")
+    return f"{markdown(table.rename(columns={'kept ELBO': 'kept ELBO, nats'}))}\n\n{note}"
 
 
 def fashion_table(records):
     """README's table of what forgets T-shirts: the records of study 3 with dataset = "FashionMNIST"."""
-    def figures(method):
-        runs = select(records, method=method, bounds=True)
-        return [spread([FIGURES[name](r) for r in runs], {"kept ELBO": 2, "Fréchet": 1}.get(name, 3)) for name in FASHION]
-
-    rows = [[method, *figures(method)] for method in METHODS]
-    return markdown(["", *(name.replace("digit", "class").replace("ELBO", "ELBO, nats") for name in FASHION)], rows)
-
-
-def released(name):
-    """The records of a released log."""
-    return list(Log(RELEASED / name).records().values())
+    runs = frame(records, plan(ROWS, [[0]], range(3), bounds=True), lambda forget: published_grey(forget, "FashionMNIST"))
+    table = summary(runs, {"P": ".3f", "H": ".3f", "kept accuracy": ".3f", "worst kept digit": ".3f", "Fréchet": ".1f",
+                           "recall": ".3f", "kept ELBO": ".2f"})
+    return markdown(table.drop(columns="n").rename(columns={"worst kept digit": "worst kept class",
+                                                            "kept ELBO": "kept ELBO, nats"}))
 
 
 def fill_readme():
     """Writes the tables of the released logs into README."""
-    grey = {digit: read(f"evaluation-{digit}.json") for digit in range(10)}
-    for marker, table in (("studies", summary_table(released("studies.jsonl"), released("attacks.jsonl"), grey)),
-                          ("fashion methods", fashion_table(released("FashionMNIST/studies.jsonl")))):
+    for marker, table in (("studies", summary_table(released("studies"), released("attacks"))),
+                          ("fashion methods", fashion_table(released("studies", "FashionMNIST")))):
         fill(REPOSITORY / "README.md", marker, table, "release_studies")
 
 

@@ -7,8 +7,8 @@ import torch
 
 from amnesia import CVAE, Digits, elbo, elbo_terms, fit
 from amnesia.models import bernoulli_nll
-from experiments.bench import precision_recall
 from experiments.bounds import importance_weighted_bound, refit_encoder
+from experiments.scoring import precision_recall
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from functools import partial
 import numpy as np
 import pytest
 import scipy.linalg
-import scipy.stats
 import torch
 
 from amnesia import (
@@ -24,7 +23,6 @@ from amnesia import (
 from amnesia.data import jitter
 from amnesia.evaluation import forgetting_metrics, frechet, mean_interval, wilson_interval
 from amnesia.files import WorkspaceError
-from experiments.tables import excess_interval
 
 
 def test_frechet_equals_scipys_matrix_root():
@@ -36,16 +34,10 @@ def test_frechet_equals_scipys_matrix_root():
     assert frechet(torch.tensor(a), torch.tensor(a)) == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize(("hits", "n"), [(0, 50), (50, 50), (37, 50), (979, 1000)])
-def test_wilson_interval_equals_scipys(hits, n):
-    expected = scipy.stats.binomtest(hits, n).proportion_ci(method="wilson")
-    assert wilson_interval(hits, n)[1] == pytest.approx([expected.low, expected.high], abs=1e-6)
-
-
-def test_excess_interval_equals_newcombes_example():
-    """Newcombe 1998, Table II, method 10: 56 of 70 less 48 of 80, and 9 of 10 less 3 of 10."""
-    assert excess_interval((56, 70), (48, 80)) == (pytest.approx(0.2), pytest.approx([0.0524, 0.3339], abs=1e-4))
-    assert excess_interval((9, 10), (3, 10)) == (pytest.approx(0.6), pytest.approx([0.1705, 0.8090], abs=1e-4))
+def test_wilson_interval_is_newcombes_example():
+    """Newcombe 1998 (Two-sided confidence intervals for the single proportion), Table I, method 3: 81 of 263."""
+    assert wilson_interval(81, 263) == (81 / 263, pytest.approx([0.2553, 0.3662], abs=1e-4))
+    assert wilson_interval(0, 50)[1][0] == 0 and wilson_interval(50, 50)[1][1] == 1
 
 
 def test_mean_interval():

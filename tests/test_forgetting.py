@@ -58,7 +58,7 @@ def test_distillation_is_notebook_03_to_the_bit(tmp_path, digits, monkeypatch, c
 def test_retraining_on_all_digits_is_notebook_01_to_the_bit(tmp_path, digits, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
     names = run_notebook("01_train_cvae", tmp_path, steps=25, seed=5)
-    task = Task(CVAE(), {}, digits[0], torch.tensor([]), torch.arange(10), seed=5, scale=25 / 12_500)
+    task = Task(CVAE(), {}, digits[0], torch.tensor([]), torch.arange(10), seed=5, recipe=names["stage"].settings)
     for a, b in zip(retrain(task).parameters(), names["cvae"].parameters(), strict=True):
         assert torch.equal(a, b)
 

@@ -165,7 +165,7 @@ def check_surrogate(surrogate, forgotten):
         raise ValueError(f"surrogate={surrogate!r}: expected \"noise\" or a label from 0 to 9.")
     if surrogate in forgotten:
         raise ValueError(f"surrogate={surrogate} is itself among the forgotten labels {forgotten}: choose a kept one.")
-    return int(surrogate)
+    return surrogate
 
 
 def plain(value):

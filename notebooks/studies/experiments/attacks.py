@@ -32,10 +32,11 @@ def search(cvae, judge, label, attack, restarts=200, steps=150, learning_rate=0.
     z = within_ball(torch.randn(restarts, cvae.latent_dim, generator=generator).to(device)).requires_grad_()
     aim = torch.full((restarts,), label, device=device)
     u = torch.rand(restarts, CLASSES, generator=generator).to(device)
-    y, bounded = dict(zip(SEARCHES, ((one_hot(aim), lambda y: y),                       # where it starts, what it is kept to
-                                     (F.normalize(-u.log(), p=1), on_simplex),
-                                     ((2 * u - 1) * BOX, lambda y: y.clamp(-BOX, BOX))), strict=True))[attack]
-    searched = [z] if attack == "z alone" else [z, y.requires_grad_()]
+    if attack == "z alone":
+        y, searched = one_hot(aim), [z]
+    else:
+        y = F.normalize(-u.log(), p=1) if attack == "z and label on the simplex" else (2 * u - 1) * BOX
+        searched = [z, y.requires_grad_()]
     optimizer = torch.optim.Adam(searched, learning_rate)
     for _ in range(steps):
         nll = F.cross_entropy(judge(cvae.decode(z, y).sigmoid()), aim, reduction="sum")  # a sum: restarts don't mix
@@ -44,7 +45,10 @@ def search(cvae, judge, label, attack, restarts=200, steps=150, learning_rate=0.
         optimizer.step()
         with torch.no_grad():
             z.copy_(within_ball(z))
-            y.copy_(bounded(y))
+            if attack == "z and label on the simplex":
+                y.copy_(on_simplex(y))
+            elif attack == "z and label free":
+                y.clamp_(-BOX, BOX)
     return z.detach(), y.detach()
 
 

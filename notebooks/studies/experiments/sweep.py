@@ -88,9 +88,9 @@ def sweep(run, grid, log, n_jobs=-1, cluster=None, title="sweep"):
     """Calls run(**settings) for each settings in `grid` that `log` lacks; returns the records of the whole grid, in order.
 
     run: returns plain values that JSON can hold. n_jobs: local processes, by default one a core. cluster: the address of a
-    Dask scheduler, as "tcp://10.0.0.1:8786", whose workers do the runs instead; they need this project's `notebooks` folder
-    on their PYTHONPATH and the same workspace. A worker that dies has its run done again by another. An exception in a run
-    stops the sweep; what is in the log stays there.
+    Dask scheduler, as "tcp://10.0.0.1:8786", whose workers do the runs instead; they need the project's folders
+    `notebooks` and `notebooks/studies` on their PYTHONPATH, and the same workspace. A worker that dies has its run done
+    again by another. An exception in a run stops the sweep; what is in the log stays there.
     """
     grid = list({key(settings): settings for settings in grid}.values())
     todo = [settings for settings in grid if key(settings) not in log.records()]

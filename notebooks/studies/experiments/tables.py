@@ -1,88 +1,97 @@
-"""Tables of a study's records: choose some, take a figure of each, say its mean and spread."""
+"""Tables of a study's records: a line per run, then a line per row of the plan, then markdown."""
 
-import math
-import operator
-import statistics
+import numpy as np
+import pandas as pd
 
-import torch
-
-from amnesia.data import CLASSES
-from amnesia.evaluation import wilson_interval
+from amnesia.data import forget_set
 
 from .attacks import SEARCHES
+from .sweep import key
 
-# What a study's tables say of one record: {heading: figure(record)}. Bigger is better for the kept labels' figures but the
-# Frechet distance; for the forgotten labels' bounds, smaller means more is forgotten.
-FIGURES = {
-    "P": lambda r: r["result"]["forgotten_probability"],
-    "H": lambda r: r["result"]["entropy"],
-    "forgetting accuracy": lambda r: 1 - share_judged(r, r["settings"]["forget"], same=True),
-    "kept accuracy": lambda r: r["result"]["kept_accuracy"],
-    "worst kept digit": lambda r: r["result"]["kept_accuracy_worst"],
-    "leakage": lambda r: share_judged(r, [c for c in range(CLASSES) if c not in r["settings"]["forget"]],
-                                      r["settings"]["forget"]),
-    "Fréchet": lambda r: r["result"]["kept_frechet"],
-    "precision": lambda r: r["result"]["precision"],
-    "recall": lambda r: r["result"]["recall"],
-    "kept ELBO": lambda r: r["result"]["kept_elbo"],
-    "forgotten ELBO": lambda r: r["result"]["forgotten_elbo"]}
-BOUNDS = {
-    "kept bound": lambda r: r["result"]["kept_iw"],
-    "forgotten bound": lambda r: r["result"]["forgotten_iw"],
-    "decoder-only bound": lambda r: r["result"]["forgotten_refitted_iw"]}
-
-# The same for one record of attacks.jsonl: success rates of attacks, and steps to learn the label again
-RECOVERY = {
-    "searches": lambda r: sum(success(r, attack) for attack in SEARCHES) / len(SEARCHES),
-    "z alone": lambda r: success(r, SEARCHES[0]),
-    "inversion, k = 100": lambda r: success(r, "inversion from 100 images"),
-    "steps, k = 10": lambda r: r["result"]["relearning"]["10"],
-    "steps, k = 100": lambda r: r["result"]["relearning"]["100"]}
+RUN = ["forget", "seed"]   # what tells the runs of a row apart
+AGAINST_GREY = ["P − grey", "H / grey"]
+SHARES = ["forgetting accuracy", "kept accuracy", "worst kept digit", "leakage"]  # whose changes are told in points
 
 
-def success(record, attack):
-    """The share of an attack's attempts that succeeded."""
-    attempts = record["result"]["attacks"][attack]
-    return attempts["hits"] / attempts["n"]
+def figures(result, forget, grey):
+    """{heading: value} of one run, from its result: whatever a table may show. A new metric goes here.
+
+    grey: what the judge says of flat grey, as (P, H) of these labels. Bigger is better for the kept labels' figures but the
+    Frechet distance; for the forgotten labels' bounds, smaller means more is forgotten.
+    """
+    forgotten, kept = forget_set(forget)
+    confusion = np.array(result["confusion"])               # (label asked for, label judged), counts
+    values = {"P": result["forgotten_probability"], "P − grey": result["forgotten_probability"] - grey[0],
+              "H": result["entropy"], "H / grey": result["entropy"] / grey[1],
+              "forgetting accuracy": 1 - confusion[forgotten, forgotten].sum() / confusion[forgotten].sum(),
+              "kept accuracy": result["kept_accuracy"], "worst kept digit": result["kept_accuracy_worst"],
+              "leakage": confusion[kept][:, forgotten].sum() / confusion[kept].sum(),
+              "Fréchet": result["kept_frechet"], "precision": result["precision"], "recall": result["recall"],
+              "kept ELBO": result["kept_elbo"], "forgotten ELBO": result["forgotten_elbo"]}
+    if "seconds" in result:
+        values["seconds"] = result["seconds"]
+    if "kept_iw" in result:
+        values |= {"kept bound": result["kept_iw"], "forgotten bound": result["forgotten_iw"],
+                   "decoder-only bound": result["forgotten_refitted_iw"]}
+    if "attacks" in result:
+        for attack, found in result["attacks"].items():
+            values |= {attack: found["hits"] / found["n"], f"{attack}, hits": found["hits"], f"{attack}, n": found["n"]}
+        values["searches"] = np.mean([values[attack] for attack in SEARCHES])
+        values |= {f"steps, k = {k}": steps for k, steps in result["relearning"].items()}
+        after = figures(result["resurgence"], forget, grey)
+        values |= {f"{name}, fine-tuned": value for name, value in after.items()}
+    return values
 
 
-def share_judged(record, asked, judged=(), same=False):
-    """The share of samples asked for by the labels `asked` that were judged as one of `judged`, or as their own label."""
-    confusion = torch.tensor(record["result"]["confusion"], dtype=torch.float64)[asked]      # (labels, 10) counts
-    hits = confusion[range(len(asked)), asked] if same else confusion[:, list(judged)].sum(1)
-    return (hits.sum() / confusion.sum()).item()
+def frame(records, plan, grey=lambda forget: (np.nan, np.nan), names=("",)):
+    """A line per finished run of a plan {row: settings of its runs}, in its order: all that figures() says of it.
+
+    grey: a function of labels that returns (P, H), for the columns against grey; names: headings of the row's name, or of
+    its parts if it is a tuple. The index is the row, the labels and the seed.
+    """
+    found = {key(record["settings"]): record["result"] for record in records}
+    index, lines = [], []
+    for row, runs in plan.items():
+        for settings in runs:
+            result = found.get(key(settings), {"diverged": "not run"})
+            if "diverged" not in result:
+                forget = settings["forget"]
+                index.append((*(row if isinstance(row, tuple) else (row,)), ", ".join(map(str, forget)), settings["seed"]))
+                lines.append(figures(result, forget, grey(forget)))
+    return pd.DataFrame(lines, pd.MultiIndex.from_tuples(index, names=[*names, *RUN]))
 
 
-def excess_interval(ours, control):
-    """(difference, [low, high]) of two shares, each given as (hits, n), by Newcombe's hybrid score (1998, method 10)."""
-    (p, (low, high)), (q, (least, most)) = wilson_interval(*ours), wilson_interval(*control)
-    return p - q, [p - q - math.hypot(p - low, most - q), p - q + math.hypot(high - p, q - least)]
+def partners(runs, others):
+    """The line among `others` with the same labels and seed, for each of `runs`; NaN where there is none."""
+    wanted = pd.MultiIndex.from_frame(runs.index.to_frame()[RUN])
+    return others.droplevel([name for name in others.index.names if name not in RUN]).reindex(wanted).set_axis(runs.index)
 
 
-def select(records, **settings):
-    """The records of finished runs whose settings hold these values; None means that a setting must be absent."""
-    return [record for record in records if "diverged" not in record["result"]
-            and all(record["settings"].get(name) == value for name, value in settings.items())]
+def change(runs, others):
+    """The runs' figures less their partners', shares in points; P and H as they are, which stand against grey already."""
+    difference = runs - partners(runs, others)
+    difference[SHARES] *= 100
+    difference[AGAINST_GREY] = runs[AGAINST_GREY]
+    return difference
 
 
-def paired(records, others, figure, by=operator.sub):
-    """figure(record) minus (or by another operator) that of the one among `others` with the same forgotten labels and seed,
-    for each record."""
-    def pair(record):
-        return str(record["settings"]["forget"]), record["settings"]["seed"]
-
-    base = {pair(other): figure(other) for other in others}
-    return [by(figure(record), base[pair(record)]) for record in records if pair(record) in base]
+def summary(runs, columns):
+    """A table of texts: a line per row, in order, with n and the mean ± sd of each column, {heading: format as "+.3f"}."""
+    rows = runs.groupby([name for name in runs.index.names if name not in RUN], sort=False)
+    return pd.DataFrame({"n": rows.size(), **{name: rows[name].agg(spread, form) for name, form in columns.items()}})
 
 
-def spread(numbers, digits=3, sign=False):
+def spread(numbers, form):
     """'mean ± sd' of the numbers; without the spread if there is only one, and '–' if there is none."""
-    if not numbers:
+    numbers = pd.Series(numbers).dropna()
+    if numbers.empty:
         return "–"
-    text = f"{statistics.mean(numbers):{'+' if sign else ''}z.{digits}f}"                # z: no minus before a zero
-    return f"{text} ± {statistics.stdev(numbers):.{digits}f}" if len(numbers) > 1 else text
+    text = f"{numbers.mean():{form.replace('.', 'z.')}}"    # z: no minus before a zero
+    return f"{text} ± {numbers.std():{form.removeprefix('+')}}" if len(numbers) > 1 else text
 
 
-def markdown(header, rows):
-    """A table in markdown."""
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (header, ["---"] * len(header), *rows))
+def markdown(table):
+    """A DataFrame in markdown, its index as the first columns."""
+    table = table.reset_index()
+    lines = [table.columns, ["---"] * len(table.columns), *table.to_numpy()]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)

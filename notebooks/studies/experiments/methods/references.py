@@ -22,18 +22,20 @@ def oracle(task):
 
 
 def train_from_scratch(task, digits):
-    """Notebook 01 on these digits, from another seed than the original's."""
+    """Notebook 01 on these digits, with the settings that the original was trained with but the seed."""
+    recipe = task.recipe
     torch.manual_seed(task.seed)
     cvae = CVAE(**task.cvae.config).to(digits.images.device)
     with torch.no_grad():
         cvae.decoder[-1].bias.copy_((digits.images.float().mean(0) / 255).clamp(1e-3, 1 - 1e-3).logit())
-    masks = F.dropout(torch.ones(1000, PIXELS, device=digits.images.device), 0.1)
+    masks = F.dropout(torch.ones(1000, PIXELS, device=digits.images.device), recipe["dropout"])
     digits = grow(digits, task.seed)
 
     def loss():
-        x, y = digits.batch(128)
+        x, y = digits.batch(recipe["batch_size"])
         seen = x * masks[torch.randint(1000, (len(x),), device=x.device)]
         reconstruction, kl = elbo_terms(cvae, x, y, seen=seen)
         return {"reconstruction": reconstruction.mean(), "kl": kl.mean()}
 
-    return task.minimise(cvae, loss, steps=12_500, learning_rate=3e-3, weight_decay=0.012)
+    return task.minimise(cvae, loss, steps=recipe["steps"], learning_rate=recipe["learning_rate"],
+                         schedule=recipe["schedule"], weight_decay=recipe["weight_decay"])

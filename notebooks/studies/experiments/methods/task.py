@@ -1,6 +1,6 @@
 """What every method of forgetting is given, and the steps that several of them share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -14,7 +14,8 @@ class Task:
     """What a method of forgetting may use; every method takes one, leaves it as it is, and returns a new CVAE.
 
     cvae: the original; fim: its Fisher information; train: real Digits, for the methods that need them; forgotten, kept:
-    labels as int64 tensors on the device; seed; scale: the share of the default number of steps to train for.
+    labels as int64 tensors on the device; seed; scale: the share of the default number of steps to train for; recipe: the
+    settings of notebook 01 that the original was trained with. The defaults of the rest are those of notebook 03.
     """
 
     cvae: CVAE
@@ -24,13 +25,16 @@ class Task:
     kept: torch.Tensor
     seed: int = 0
     scale: float = 1.0
-
-    batch_size, learning_rate, steps = 384, 5e-3, 1600  # those of notebook 03
+    recipe: dict = field(default_factory=dict)
+    batch_size: int = 384
+    learning_rate: float = 5e-3
+    steps: int = 1600
 
     def minimise(self, cvae, loss, **choices):
         """Trains `cvae` on loss() as notebook 03 does, or by other `choices` for fit(), and returns it."""
         choices = {"steps": self.steps, "learning_rate": self.learning_rate, **choices}
-        fit(cvae, loss, **{**choices, "steps": max(1, round(self.scale * choices["steps"]))})
+        choices["steps"] = max(1, round(self.scale * choices["steps"]))
+        fit(cvae, loss, **choices)
         return cvae
 
 

@@ -1,0 +1,96 @@
+"""What every run of a study starts from: the models and the digits, in a workspace or released; and the logs of runs."""
+
+import contextlib
+import os
+from functools import cache, cached_property, partial
+
+import torch
+
+from amnesia.data import CLASSES, forget_set, load_digits
+from amnesia.evaluation import ask, grey_reference, load_judge
+from amnesia.models import CVAE, Classifier
+from amnesia.training import pick_device
+from amnesia.workspace import REPOSITORY, Workspace, check_dataset
+
+from .methods import METHODS, Task
+from .sweep import Log, sweep
+
+
+class Experiment:
+    """The trained CVAE, its Fisher information, the judges and the digits, and what may be done with them again and again.
+
+    A run is a function of an Experiment and of settings that JSON can hold: forget_and_score, forget_in_turn (scoring.py),
+    forget_and_recover (recovery.py). Raises WorkspaceError for files that are missing or do not belong together.
+    """
+
+    def __init__(self, workspace="auto", dataset="MNIST", device="auto", model="cvae", use_drive=True):
+        self.store, self.device = Workspace(workspace, use_drive, dataset), pick_device(device)
+        cvae = self.store.load(f"{model}.pt")
+        check_dataset(cvae, dataset)
+        judge = load_judge(self.store, self.device)
+        fim = self.store.load(f"fim-{model}.pt", made_from=[cvae])
+        self.cvae, self.judge = cvae.build(CVAE, self.device), judge.build(Classifier, self.device)
+        self.fim, self.recipe = {name: value.to(self.device) for name, value in fim.state.items()}, cvae.settings
+        self.train, self.test = load_digits(dataset, self.store.data, self.device)
+        self.lineage = {source.name: source.digest for source in (cvae, fim, judge, self.train, self.test)}
+        self.arguments = str(self.store.folder), dataset, device, model
+
+    def __reduce__(self):
+        return in_a_worker, self.arguments                  # which reads the files itself
+
+    @cached_property
+    def second_judge_file(self):
+        """A judge of another seed, who scores what was found with the first one's guidance, as Saved."""
+        return load_judge(self.store, self.device, seed=1)
+
+    @cached_property
+    def second_judge(self):
+        """The same, as a model."""
+        return self.second_judge_file.build(Classifier, self.device)
+
+    @cached_property
+    def real_features(self):
+        """The judge's features of the real test images of each label."""
+        return [ask(self.judge, self.test.only([label]).images)[1] for label in range(CLASSES)]
+
+    def grey(self, forgotten):
+        """What the judge says of flat grey: (P of these labels, H)."""
+        return grey_reference(self.judge, forgotten)
+
+    def task(self, forget, seed=0, scale=1.0):
+        """What a method is given to forget these labels."""
+        forgotten, kept = (torch.tensor(labels, device=self.device) for labels in forget_set(forget))
+        return Task(self.cvae, self.fim, self.train, forgotten, kept, seed, scale, self.recipe)
+
+    def forget(self, method, forget, seed=0, scale=1.0, **options):
+        """A CVAE that has forgotten these labels by a method, one of METHODS or a function of a Task. Raises Diverged."""
+        function = method if callable(method) else METHODS[method][0]
+        return function(self.task(forget, seed, scale), **options)
+
+    def log(self, name="studies"):
+        """The log <name>.jsonl in this workspace, of runs from these files; those of "attacks" need the second judge too."""
+        judges = [self.second_judge_file] if name == "attacks" else []
+        return Log(self.store.checkpoints / f"{name}.jsonl", self.lineage | {file.name: file.digest for file in judges})
+
+    def sweep(self, run, plan, n_jobs=-1, cluster="", log="studies"):
+        """The records of run(experiment, **settings) for a plan {row: settings of its runs}; what is in the log is not run
+        again."""
+        grid = [settings for runs in plan.values() for settings in runs]
+        return sweep(partial(run, self), grid, self.log(log), n_jobs, cluster)
+
+    def records(self, own, log="studies"):
+        """All records of a log: of this workspace's `own`, else of the released one."""
+        return list(self.log(log).records().values()) if own else released(log, self.store.dataset)
+
+
+def released(log, dataset="MNIST"):
+    """All records of a released log."""
+    folder = REPOSITORY / "checkpoints" / "released" / ("" if dataset == "MNIST" else dataset)
+    return list(Log(folder / f"{log}.jsonl").records().values())
+
+
+@cache
+def in_a_worker(*arguments):
+    """The Experiment of a worker process: read once, and without a word, since its output would end up in the notebook's."""
+    with open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):
+        return Experiment(*arguments)
