@@ -1,5 +1,6 @@
 """Studies: a run's figures, forgetting one after another, the published tables, and the notebooks in miniature."""
 
+import tomllib
 from functools import partial
 
 import nbformat
@@ -178,6 +179,19 @@ def test_a_published_run_comes_out_again(tmp_path):
     runs = frame(released("studies"), plan(ROWS, [[0]], [0], bounds=True), published_grey)
     for name in ("P", "H", "kept ELBO", "kept accuracy", "recall", "leakage"):
         assert again[name] == pytest.approx(runs.loc["dampening"][name].item(), abs=0.02, rel=0.02), name
+
+
+def test_pip_is_told_of_every_package():
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]
+    houses = {name: REPOSITORY / folder for name, folder in settings["package-dir"].items()}
+    found = [".".join([name, *file.parent.relative_to(house).parts]) for name, house in houses.items()
+             for file in house.rglob("__init__.py")]
+    assert sorted(found) == sorted(settings["packages"])
+
+
+def test_the_core_knows_nothing_of_the_experiments():
+    for file in (REPOSITORY / "notebooks" / "amnesia").glob("*.py"):
+        assert "experiments" not in file.read_text(), file.name
 
 
 def forgetful(task):
