@@ -54,13 +54,13 @@ def training_step(batch, width=1):
     """A step of notebook 01's loss, in milliseconds."""
     import torch
 
-    from amnesia import Digits, elbo_terms, fit
+    from amnesia import Digits, fit, negative_elbo_terms
 
     model = cvae(width)
     digits = Digits(torch.randint(256, (60_000, 784), dtype=torch.uint8), torch.arange(60_000) % 10)
 
     def loss():
-        return {"negative ELBO": sum(elbo_terms(model, *digits.batch(batch))).mean()}
+        return {"negative ELBO": sum(negative_elbo_terms(model, *digits.batch(batch))).mean()}
 
     return timed(lambda: fit(model, loss, steps=STEPS, learning_rate=1e-4)) * 1000 / STEPS
 

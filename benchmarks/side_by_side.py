@@ -206,7 +206,7 @@ def ours_arithmetic(_):
     """What the matrix products alone cost, over what a training step like 01's costs, on random images."""
     import torch
 
-    from amnesia import CVAE, Digits, elbo_terms
+    from amnesia import CVAE, Digits, negative_elbo_terms
     from amnesia.training import optimizer_for, quick_products
 
     cvae, rounds = CVAE().to(device()), 300
@@ -218,7 +218,7 @@ def ours_arithmetic(_):
 
     def step():
         x, y = train.batch(128)
-        terms = elbo_terms(cvae, x, y, seen=x * masks[torch.randint(1000, (128,), device=device())])
+        terms = negative_elbo_terms(cvae, x, y, seen=x * masks[torch.randint(1000, (128,), device=device())])
         optimizer.zero_grad()
         sum(term.mean() for term in terms).backward()
         optimizer.step()

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from amnesia import CVAE, Digits, elbo, elbo_terms, fit
+from amnesia import CVAE, Digits, elbo, fit, negative_elbo_terms
 from amnesia.models import bernoulli_nll
 from experiments.bounds import importance_weighted_bound, refit_encoder
 from experiments.scoring import precision_recall
@@ -24,7 +24,7 @@ def line(few):
     cvae = CVAE(latent_dim=1, hidden=(32, 16))
 
     def loss():
-        reconstruction, kl = elbo_terms(cvae, *few.batch(20))
+        reconstruction, kl = negative_elbo_terms(cvae, *few.batch(20))
         return {"reconstruction": reconstruction.mean(), "kl": kl.mean()}
 
     fit(cvae, loss, steps=200, learning_rate=1e-2)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
-from amnesia import CVAE, diagonal_fisher, elbo_terms, one_hot
+from amnesia import CVAE, diagonal_fisher, negative_elbo_terms, one_hot
 from amnesia.files import Saved
 from experiments.methods import references
 from experiments.methods.ascent import CEILING, naive, neggrad
@@ -97,7 +97,7 @@ def test_the_batch_mean_is_squared_after_the_mean(task):
     torch.manual_seed(task.seed)
     labels = torch.randint(10, (50,))
     x = task.cvae.generate(labels)
-    reconstruction, kl = elbo_terms(task.cvae, x, one_hot(labels))
+    reconstruction, kl = negative_elbo_terms(task.cvae, x, one_hot(labels))
     (reconstruction + kl).mean().backward()
     for name, p in task.cvae.named_parameters():
         torch.testing.assert_close(mistaken[name], p.grad.square())
@@ -138,7 +138,7 @@ def test_saliency_changes_half_of_the_weights(task):
 def test_ascent_lowers_the_forgotten_elbo_and_stops_at_the_ceiling(task, digits, method):
     task.scale = 0.08
     after, x = method(task), digits[1].only([3])
-    before, now = (sum(elbo_terms(cvae, *x[:200])).mean().item() for cvae in (task.cvae, after))
+    before, now = (sum(negative_elbo_terms(cvae, *x[:200])).mean().item() for cvae in (task.cvae, after))
     assert now > before + 100 and now > 0.5 * CEILING
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from .data import CLASSES, PIXELS, jitter, load_digits
 from .files import WorkspaceError
-from .models import Classifier, elbo_terms
+from .models import Classifier, negative_elbo_terms
 from .training import fit
 from .workspace import Stage
 
@@ -95,7 +95,7 @@ def elbo(cvae, digits, seed=0, batch_size=1000):
     values = []
     for index in torch.arange(len(digits), device=digits.images.device).split(batch_size):
         noise = torch.randn(len(index), cvae.latent_dim, generator=generator).to(index.device)
-        reconstruction, kl = elbo_terms(cvae, *digits[index], noise)
+        reconstruction, kl = negative_elbo_terms(cvae, *digits[index], noise)
         values.append(-(reconstruction + kl).cpu())
     return torch.cat(values)
 

@@ -49,7 +49,7 @@ class CVAE(nn.Module):
         return self.decode(z, one_hot(labels)).sigmoid()
 
 
-def elbo_terms(cvae, x, y, noise=None, seen=None):
+def negative_elbo_terms(cvae, x, y, noise=None, seen=None):
     """The two terms of the negative ELBO of p(x|c), nats per image, each (B,): -log p(x|z,c) and KL(q(z|x,c) || p(z)).
 
     x: images (B, 784) in [0, 1]; y: one-hot labels (B, 10); noise: the standard normal draw (B, latent_dim) that the
@@ -61,6 +61,9 @@ def elbo_terms(cvae, x, y, noise=None, seen=None):
     logits = cvae.decode(mean + noise * (log_var / 2).exp(), y)
     kl = (mean.square() + log_var.exp() - 1 - log_var).sum(1) / 2
     return bernoulli_nll(logits, x), kl
+
+
+elbo_terms = negative_elbo_terms  # the older name, until every notebook says the new one
 
 
 def bernoulli_nll(logits, x):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from amnesia.data import CLASSES, one_hot
 from amnesia.evaluation import ask
-from amnesia.models import bernoulli_nll, elbo_terms
+from amnesia.models import bernoulli_nll, negative_elbo_terms
 
 RADIUS_SQUARED = 20.09  # bound on |z|^2: with 8 latents, 99 % of the prior lies within
 BOX = 2.0               # bound on each entry of a label vector that need not lie on the simplex
@@ -120,5 +120,5 @@ def relearn(cvae, judge, images, label, aim, limit=1000, learning_rate=1e-3, see
                 return step
             look = min(limit, step + max(1, step // 20))
         optimizer.zero_grad()
-        sum(elbo_terms(cvae, images, y)).mean().backward()
+        sum(negative_elbo_terms(cvae, images, y)).mean().backward()
         optimizer.step()

@@ -6,7 +6,7 @@ from copy import deepcopy
 import torch
 
 from amnesia.data import CLASSES
-from amnesia.models import bernoulli_nll, elbo_terms
+from amnesia.models import bernoulli_nll, negative_elbo_terms
 from amnesia.training import fit
 
 
@@ -45,7 +45,7 @@ def fine_tune(cvae, digits, steps=1000, batch_size=128, learning_rate=1e-3, seed
     torch.manual_seed(seed)
 
     def loss():
-        reconstruction, kl = elbo_terms(cvae, *digits.batch(batch_size))
+        reconstruction, kl = negative_elbo_terms(cvae, *digits.batch(batch_size))
         return {"reconstruction": reconstruction.mean(), "kl": kl.mean()}
 
     fit(cvae, loss, steps=steps, learning_rate=learning_rate)

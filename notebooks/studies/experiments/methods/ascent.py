@@ -5,7 +5,7 @@ from copy import deepcopy
 import torch
 
 from amnesia.data import one_hot
-from amnesia.models import elbo_terms
+from amnesia.models import negative_elbo_terms
 
 from .task import penalty, replay, some
 
@@ -20,8 +20,8 @@ def naive(task, lam=0.4):
 
     def loss():
         c_f, c_r = some(task.forgotten, task.batch_size // 8), some(task.kept, task.batch_size)
-        forget = sum(elbo_terms(cvae, replay(original, c_f), one_hot(c_f)))
-        remember = sum(elbo_terms(cvae, replay(original, c_r), one_hot(c_r)))
+        forget = sum(negative_elbo_terms(cvae, replay(original, c_f), one_hot(c_f)))
+        remember = sum(negative_elbo_terms(cvae, replay(original, c_r), one_hot(c_r)))
         return {"forget": -forget.clamp_max(CEILING).mean(), "remember": remember.mean(), "protect": lam / 2 * distance()}
 
     return task.minimise(cvae, loss)
@@ -33,8 +33,8 @@ def neggrad(task):
     torch.manual_seed(task.seed)
 
     def loss():
-        forget = sum(elbo_terms(cvae, *forgotten.batch(task.batch_size // 8)))
+        forget = sum(negative_elbo_terms(cvae, *forgotten.batch(task.batch_size // 8)))
         return {"forget": -forget.clamp_max(CEILING).mean(),
-                "remember": sum(elbo_terms(cvae, *kept.batch(task.batch_size))).mean()}
+                "remember": sum(negative_elbo_terms(cvae, *kept.batch(task.batch_size))).mean()}
 
     return task.minimise(cvae, loss)

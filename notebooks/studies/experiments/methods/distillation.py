@@ -5,7 +5,7 @@ from copy import deepcopy
 import torch
 
 from amnesia.data import one_hot
-from amnesia.models import bernoulli_nll, elbo_terms
+from amnesia.models import bernoulli_nll, negative_elbo_terms
 
 from .selective_amnesia import noise_pairs
 from .task import penalty, some
@@ -32,7 +32,7 @@ def distilled(task, lam=0.4, batch_size=96):
 
     def loss():
         c_f, c_r = some(task.forgotten, 24).repeat(2), some(task.kept, batch_size)
-        forget = sum(elbo_terms(cvae, noise_pairs(48, device), one_hot(c_f)))
+        forget = sum(negative_elbo_terms(cvae, noise_pairs(48, device), one_hot(c_f)))
         protect = lam / 2 * distance()
         return {"forget": forget.mean(), "remember": divergence(c_r).mean(), "protect": protect}
 

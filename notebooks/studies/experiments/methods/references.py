@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from amnesia.data import PIXELS, Digits, grow
-from amnesia.models import CVAE, elbo_terms
+from amnesia.models import CVAE, negative_elbo_terms
 
 
 def retrain(task):
@@ -34,7 +34,7 @@ def train_from_scratch(task, digits):
     def loss():
         x, y = digits.batch(recipe["batch_size"])
         seen = x * masks[torch.randint(1000, (len(x),), device=x.device)]
-        reconstruction, kl = elbo_terms(cvae, x, y, seen=seen)
+        reconstruction, kl = negative_elbo_terms(cvae, x, y, seen=seen)
         return {"reconstruction": reconstruction.mean(), "kl": kl.mean()}
 
     return task.minimise(cvae, loss, steps=recipe["steps"], learning_rate=recipe["learning_rate"],

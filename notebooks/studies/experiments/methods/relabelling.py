@@ -5,7 +5,7 @@ from copy import deepcopy
 import torch
 
 from amnesia.data import one_hot
-from amnesia.models import elbo_terms
+from amnesia.models import negative_elbo_terms
 
 from .task import replay, some
 
@@ -19,7 +19,7 @@ def random_label(task, salient=1.0):
     torch.manual_seed(task.seed)
     if salient < 1:
         labels = some(task.forgotten, 5000)
-        nelbo = sum(elbo_terms(cvae, original.generate(labels), one_hot(labels))).mean()
+        nelbo = sum(negative_elbo_terms(cvae, original.generate(labels), one_hot(labels))).mean()
         sizes = [gradient.abs() for gradient in torch.autograd.grad(nelbo, list(cvae.parameters()))]
         threshold = torch.cat([size.flatten() for size in sizes]).quantile(1 - salient)
         for p, size in zip(cvae.parameters(), sizes, strict=True):
@@ -28,8 +28,9 @@ def random_label(task, salient=1.0):
     def loss():
         c_f, other, c_r = (some(labels, n) for labels, n in (
             (task.forgotten, task.batch_size // 8), (task.kept, task.batch_size // 8), (task.kept, task.batch_size)))
-        forget = sum(elbo_terms(cvae, replay(original, other), one_hot(c_f)))
-        return {"forget": forget.mean(), "remember": sum(elbo_terms(cvae, replay(original, c_r), one_hot(c_r))).mean()}
+        forget = sum(negative_elbo_terms(cvae, replay(original, other), one_hot(c_f)))
+        remember = sum(negative_elbo_terms(cvae, replay(original, c_r), one_hot(c_r)))
+        return {"forget": forget.mean(), "remember": remember.mean()}
 
     return task.minimise(cvae, loss)
 

@@ -8,7 +8,7 @@ from copy import deepcopy
 import torch
 
 from amnesia.data import CLASSES, one_hot
-from amnesia.models import bernoulli_nll, elbo_terms
+from amnesia.models import bernoulli_nll, negative_elbo_terms
 
 from .task import penalty, replay, some
 
@@ -43,9 +43,9 @@ def selective_amnesia(task, lam=0.4, gamma=1.0, importance="fisher", posterior="
         if posterior == "prior":
             z = torch.randn(n_forget, cvae.latent_dim, device=device)
             nll = bernoulli_nll(cvae.decode(z, y[:n_forget]), x[:n_forget])
-            nelbo = torch.cat([nll, sum(elbo_terms(cvae, x[n_forget:], y[n_forget:]))])
+            nelbo = torch.cat([nll, sum(negative_elbo_terms(cvae, x[n_forget:], y[n_forget:]))])
         else:
-            nelbo = sum(elbo_terms(cvae, x, y))                                 # (n_forget + n_kept,)
+            nelbo = sum(negative_elbo_terms(cvae, x, y))                                 # (n_forget + n_kept,)
         remember = {"remember": gamma * nelbo[n_forget:].mean()} if n_kept else {}
         return {"forget": nelbo[:n_forget].mean(), **remember, "protect": lam / 2 * distance()}
 
@@ -64,7 +64,7 @@ def batch_mean_fisher(task, n_samples=50_000, batch_size=250):
     torch.manual_seed(task.seed)
     for _ in range(n_samples // batch_size):
         labels = torch.randint(CLASSES, (batch_size,), device=task.kept.device)
-        nelbo = sum(elbo_terms(cvae, cvae.generate(labels), one_hot(labels))).mean()
+        nelbo = sum(negative_elbo_terms(cvae, cvae.generate(labels), one_hot(labels))).mean()
         for value, gradient in zip(total.values(), torch.autograd.grad(nelbo, list(cvae.parameters())), strict=True):
             value += gradient.square() * batch_size / n_samples
     return total
