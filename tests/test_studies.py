@@ -143,6 +143,11 @@ def test_a_table_pairs_by_labels_and_seed():
                                             "| b | 2 | +0.0 ± 0.0 |"]
 
 
+def test_a_plan_of_which_nothing_was_run_is_refused():
+    with pytest.raises(ValueError, match=r"no finished run of a, b among 1 records.*full = True"):
+        frame([record("c", 0, -5.0)], {"a": grid("a", [[0]], [0]), "b": []}, names=["method"])
+
+
 def test_changes_of_shares_are_points():
     before = frame([record("a", 0, 0.0)], {"a": grid("a", [[0]], [0])})
     after = frame([record("b", 0, 0.0, kept_accuracy=0.76)], {"b": grid("b", [[0]], [0])}, lambda forget: (0.25, 2.0))

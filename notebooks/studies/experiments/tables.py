@@ -47,7 +47,7 @@ def frame(records, plan, grey=lambda forget: (np.nan, np.nan), names=("",)):
     """A line per finished run of a plan {row: settings of its runs}, in its order: all that figures() says of it.
 
     grey: a function of labels that returns (P, H), for the columns against grey; names: headings of the row's name, or of
-    its parts if it is a tuple. The index is the row, the labels and the seed.
+    its parts if it is a tuple. The index is the row, the labels and the seed. Raises ValueError if there is no such run.
     """
     found = {key(record["settings"]): record["result"] for record in records}
     index, lines = [], []
@@ -58,6 +58,9 @@ def frame(records, plan, grey=lambda forget: (np.nan, np.nan), names=("",)):
                 forget = settings["forget"]
                 index.append((*(row if isinstance(row, tuple) else (row,)), ", ".join(map(str, forget)), settings["seed"]))
                 lines.append(figures(result, forget, grey(forget)))
+    if not lines:
+        raise ValueError(f"There is no finished run of {', '.join(map(str, plan))} among {len(records)} records: do these "
+                         "runs first, as a study does with full = True.")
     return pd.DataFrame(lines, pd.MultiIndex.from_tuples(index, names=[*names, *RUN]))
 
 
