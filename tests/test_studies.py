@@ -208,13 +208,16 @@ def forgetful(task):
 
 
 def test_your_own_method_stands_in_the_table(small):
-    table = compare(forgetful, seeds=(0, 1), scale=0.005, workspace=small.store.folder, device="cpu", n_jobs=1)
+    table = compare(forgetful, small, seeds=(0, 1), scale=0.005, n_jobs=1)
     lines = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in table.splitlines() if line.startswith("|")}
     assert list(lines)[-2:] == ["forgetful", "flat grey"] and {"selective amnesia", "retrain", "oracle"} <= set(lines)
     assert lines["forgetful"][:3] == ["2", "+0.000 ± 0.000", "1.000 ± 0.000"] and lines["retrain"][0] == "3"
     assert "0.005 of its steps" in table and small.test.name in table   # the small sets are not those of the released runs
     with pytest.raises(TypeError, match="nothing returned a NoneType"):
         small.forget(nothing, [0])
+    small.store.dataset = "KMNIST"
+    with pytest.raises(ValueError, match=r"dataset='KMNIST'.*of MNIST"):
+        compare(forgetful, small)
 
 
 def nothing(task):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .loading import Experiment, released
+from .loading import released
 from .methods import METHODS
 from .plan import plan
 from .recovery import forget_and_recover
@@ -17,15 +17,17 @@ COLUMNS = {"P − grey": "+.3f", "H / grey": ".3f", "kept accuracy": ".4f", "wor
            "Fréchet": ".1f", "recall": ".3f", "inversion from 100 images": ".2f", "steps, k = 10": ".0f", "seconds": ".1f"}
 
 
-def compare(method, seeds=(0, 1, 2), scale=1.0, workspace="auto", device="auto", n_jobs=-1, use_drive=True):
+def compare(method, experiment, seeds=(0, 1, 2), scale=1.0, n_jobs=-1):
     """The table of every method that has forgotten the digit 0, in markdown, with a row for yours: mean ± sd over seeds.
 
     method: a function of a Task (methods/task.py) that returns a new CVAE. It is run, scored and attacked for each of
-    `seeds`; the other rows are the released runs. Flat grey is what a decoder draws that knows nothing of its label.
+    `seeds`, from the files of `experiment`, an Experiment with MNIST; the other rows are the released runs. Flat grey is
+    what a decoder draws that knows nothing of its label.
     scale: the share of the steps, of your method and of the attacks; a small one shows that it runs. Nothing is saved.
-    Raises TypeError for a method that returns something else, and whatever the method raises.
+    Raises ValueError for another data set, TypeError for a method that returns something else, and what the method raises.
     """
-    experiment = Experiment(workspace, "MNIST", device, use_drive=use_drive)
+    if experiment.store.dataset != "MNIST":
+        raise ValueError(f"dataset={experiment.store.dataset!r}: the released runs of all methods are of MNIST.")
     lineage, name = experiment.log("attacks").lineage, method.__name__
     runs = {name: [{"forget": [0], "seed": seed, "scale": scale, "restarts": max(2, round(128 * scale))} for seed in seeds]}
     with tempfile.TemporaryDirectory() as folder:
