@@ -26,7 +26,7 @@ from amnesia.workspace import RANGES, check_parameters
 TRIALS = {"kill": 60, "truncate": 30, "flip a byte": 35, "swap": 30, "disk full": 25, "read-only": 10, "offline": 10,
           "two at once": 20, "bad parameter": 40, "unreadable": 25, "refused for a moment": 15, "refused for good": 15,
           "progress not saved": 10, "no fsync, no locks": 5, "too many open files": 10, "unreadable data": 5,
-          "silent proxy": 5, "random errors": 60}
+          "silent proxy": 5, "random errors": 40}
 REFUSALS = ("EIO", "ENOTCONN", "ESTALE", "ETIMEDOUT", "EACCES", "EMFILE", "memory")
 context = multiprocessing.get_context("forkserver")  # a fresh process in milliseconds, torch already imported
 context.set_forkserver_preload(["pytest", "miniature"])
