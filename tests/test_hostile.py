@@ -368,4 +368,4 @@ def test_a_hostile_afternoon(capsys, monkeypatch):
             print(f"  {kind:20}", ends or "not tried: fiu-run (Debian's fiu-utils) is not installed")
     assert sum(tally.values()) == len(kinds) >= 300 and tally["kill", "resumed, right"] >= 10
     assert "random errors" not in trials or tally["random errors", "said so, then right"] >= 5
-    assert time.perf_counter() - begin < 600  # a quarter of that on two cores alone
+    assert time.perf_counter() - begin < 600
