@@ -17,16 +17,17 @@ from pathlib import Path
 
 import miniature
 import pytest
+import torch
 from miniature import FILES
 
 from amnesia import Workspace, check_surrogate, forget_set, load_digits, pick_device
 from amnesia.data import RAW_SIZES
-from amnesia.workspace import check_parameters
+from amnesia.workspace import RANGES, check_parameters
 
-TRIALS = {"kill": 60, "truncate": 30, "flip a byte": 35, "swap": 30, "disk full": 25, "read-only": 10, "offline": 10,
-          "two at once": 20, "bad parameter": 40, "unreadable": 25, "refused for a moment": 15, "refused for good": 15,
+TRIALS = {"kill": 45, "truncate": 20, "flip a byte": 30, "swap": 25, "disk full": 20, "read-only": 10, "offline": 10,
+          "two at once": 12, "bad parameter": 40, "unreadable": 20, "refused for a moment": 15, "refused for good": 15,
           "progress not saved": 10, "no fsync, no locks": 5, "too many open files": 10, "unreadable data": 5,
-          "silent proxy": 5, "random errors": 60}
+          "silent proxy": 5, "random errors": 30}
 REFUSALS = ("EIO", "ENOTCONN", "ESTALE", "ETIMEDOUT", "EACCES", "EMFILE", "memory")
 context = multiprocessing.get_context("forkserver")  # a fresh process in milliseconds, torch already imported
 context.set_forkserver_preload(["pytest", "miniature"])
@@ -88,6 +89,12 @@ class Afternoon:
         before, answer = bytes_of(folder), run(folder)
         if answer == ("ok", self.right[0]):
             return "right at once"
+        if answer[0] == "ok":  # a bit of the zip's padding: other bytes, and the content as it was
+            now, was = (torch.load(path / "checkpoints" / damaged.name, weights_only=True) for path in
+                        (folder, self.finished[0]))
+            assert now["state"].keys() == was["state"].keys() and now["settings"] == was["settings"]
+            assert all(torch.equal(value, was["state"][key]) for key, value in now["state"].items())
+            return "harmless"
         status, kind, text = answer
         assert status == "error" and kind == "WorkspaceError", answer
         assert damaged.name in text and "Delete it" in text and ".ipynb" in text, answer
@@ -311,8 +318,6 @@ BAD = [(forget_set, [[]], "forget="), (forget_set, [list(range(10))], "forget=")
        (forget_set, [True], "forget="), (check_surrogate, [0, [0]], "surrogate="),
        (check_surrogate, ["nose", [0]], "surrogate="),
        (pick_device, ["abacus"], "device="), (load_digits, ["Omniglot", "nowhere"], "dataset=")]
-NUMBERS = ("steps", "batch_size", "latent_dim", "n_samples", "n_per_class", "lam", "gamma", "learning_rate",
-           "seed", "dropout", "drawn")
 
 
 def bad_parameter(day, rng, number):
@@ -322,7 +327,7 @@ def bad_parameter(day, rng, number):
         with pytest.raises(ValueError, match=named):
             function(*arguments)
     elif kind == 1:
-        name = rng.choice(NUMBERS)
+        name = rng.choice(list(RANGES))
         with pytest.raises(ValueError, match=f"{name}="):
             check_parameters(**{name: rng.choice([-1, float("nan"), float("inf"), "many", None, True])})
     else:
@@ -363,4 +368,4 @@ def test_a_hostile_afternoon(capsys, monkeypatch):
             print(f"  {kind:20}", ends or "not tried: fiu-run (Debian's fiu-utils) is not installed")
     assert sum(tally.values()) == len(kinds) >= 300 and tally["kill", "resumed, right"] >= 10
     assert "random errors" not in trials or tally["random errors", "said so, then right"] >= 5
-    assert time.perf_counter() - begin < 300
+    assert time.perf_counter() - begin < 600
