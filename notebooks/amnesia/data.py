@@ -139,7 +139,7 @@ def forget_set(forget, before=()):
     labels = labels if isinstance(labels, (list, tuple, set)) else [labels]
     if not all(map(is_label, labels)) or not 0 < len(set(labels)) < CLASSES:
         raise ValueError(f"forget={forget!r}: expected one to nine different whole numbers from 0 to 9, as in "
-                         "forget=[0] or forget=[3, 8] (with papermill: -y 'forget: [3, 8]').")
+                         "forget=[0] or forget=[3, 8] (for run.py: \"forget=[3, 8]\").")
     forgotten = sorted({int(d) for d in labels})
     kept = [d for d in range(CLASSES) if d not in {*forgotten, *before}]
     if not kept or set(before) & set(forgotten):
