@@ -173,7 +173,7 @@ def release_other(dataset):
         folder = REPOSITORY / kind / "released" / dataset
         folder.mkdir(exist_ok=True)
         for name in names:
-            shutil.copy(workspace / kind / name, folder / name)
+            shutil.copy(workspace / kind / dataset / name, folder / name)
 
 
 def run(workspace, notebooks, **parameters):

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import torch
 import torchvision.datasets  # noqa: F401  (imported here once, for the trials that want to download)
 
-from amnesia import CVAE, Digits, Stage, Workspace, diagonal_fisher, elbo, elbo_terms, fit, load_digits, one_hot
+from amnesia import CVAE, Digits, Stage, Workspace, diagonal_fisher, elbo, fit, load_digits, negative_elbo_terms, one_hot
 from amnesia import data as data_module
 from amnesia import files as files_module
 from amnesia import training as training_module
@@ -49,7 +49,7 @@ def train(stage):
     cvae = CVAE(latent_dim=4, hidden=(32, 16))
 
     def loss():
-        reconstruction, kl = elbo_terms(cvae, *DIGITS.batch(32))
+        reconstruction, kl = negative_elbo_terms(cvae, *DIGITS.batch(32))
         return {"reconstruction": reconstruction.mean(), "kl": kl.mean()}
 
     history = fit(cvae, loss, steps=20, learning_rate=1e-3, data=DIGITS, stage=stage, moments=5,
@@ -65,7 +65,7 @@ def forget(stage, cvae, fim):
     original = [p.detach().clone() for p in cvae.parameters()]
 
     def loss():
-        reconstruction, kl = elbo_terms(cvae, torch.rand(16, 784), one_hot(torch.zeros(16, dtype=torch.long)))
+        reconstruction, kl = negative_elbo_terms(cvae, torch.rand(16, 784), one_hot(torch.zeros(16, dtype=torch.long)))
         protect = sum((f * (p - p_old).square()).sum()
                       for f, p, p_old in zip(fim.state.values(), cvae.parameters(), original, strict=True))
         return {"forget": (reconstruction + kl).mean(), "protect": protect}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from amnesia import CVAE, Stage, Workspace, diagonal_fisher, elbo_terms, one_hot, squared_gradients
+from amnesia import CVAE, Stage, Workspace, diagonal_fisher, negative_elbo_terms, one_hot, squared_gradients
 
 
 def brute_force(cvae, x, y, noise):
@@ -15,7 +15,7 @@ def brute_force(cvae, x, y, noise):
     total = {name: torch.zeros_like(p) for name, p in cvae.named_parameters()}
     for i in range(len(x)):
         cvae.zero_grad()
-        reconstruction, kl = elbo_terms(cvae, x[i:i + 1], y[i:i + 1], noise[i:i + 1])
+        reconstruction, kl = negative_elbo_terms(cvae, x[i:i + 1], y[i:i + 1], noise[i:i + 1])
         (reconstruction + kl).sum().backward()
         for name, p in cvae.named_parameters():
             total[name] += p.grad ** 2
@@ -55,7 +55,7 @@ def test_a_batchs_mean_gradient_is_not_the_fisher(cvae):
     torch.manual_seed(0)
     labels = torch.randint(10, (500,))
     x, noise = cvae.generate(labels), torch.randn(500, 4)
-    reconstruction, kl = elbo_terms(cvae, x, one_hot(labels), noise)
+    reconstruction, kl = negative_elbo_terms(cvae, x, one_hot(labels), noise)
     (reconstruction + kl).mean().backward()
     mistaken = sum((p.grad ** 2).sum() for p in cvae.parameters())
     correct = sum(value.sum() for value in squared_gradients(cvae, x, one_hot(labels), noise).values()) / 500

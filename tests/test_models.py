@@ -3,7 +3,7 @@
 import torch
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
-from amnesia import CVAE, elbo_terms, one_hot
+from amnesia import CVAE, negative_elbo_terms, one_hot
 
 
 def test_elbo_terms_are_the_definition(cvae):
@@ -13,7 +13,7 @@ def test_elbo_terms_are_the_definition(cvae):
     mean, log_var = cvae.encode(x, y)
     q = Normal(mean, (log_var / 2).exp())
     p = Bernoulli(logits=cvae.decode(mean + q.scale * noise, y), validate_args=False)
-    reconstruction, kl = elbo_terms(cvae, x, y, noise)
+    reconstruction, kl = negative_elbo_terms(cvae, x, y, noise)
     torch.testing.assert_close(reconstruction, -p.log_prob(x).sum(1))
     torch.testing.assert_close(kl, kl_divergence(q, Normal(0, 1)).sum(1))
     assert (kl > 0).all()
@@ -21,8 +21,8 @@ def test_elbo_terms_are_the_definition(cvae):
 
 def test_the_encoder_can_be_shown_less_than_the_likelihood_scores(cvae):
     x, y, noise = torch.rand(3, 784), one_hot(torch.arange(3)), torch.zeros(3, 4)
-    reconstruction, kl = elbo_terms(cvae, x, y, noise, seen=torch.zeros_like(x))
-    torch.testing.assert_close(kl, elbo_terms(cvae, torch.zeros_like(x), y, noise)[1])
+    reconstruction, kl = negative_elbo_terms(cvae, x, y, noise, seen=torch.zeros_like(x))
+    torch.testing.assert_close(kl, negative_elbo_terms(cvae, torch.zeros_like(x), y, noise)[1])
     logits = cvae.decode(cvae.encode(torch.zeros_like(x), y)[0], y)
     torch.testing.assert_close(reconstruction, -Bernoulli(logits=logits, validate_args=False).log_prob(x).sum(1))
 

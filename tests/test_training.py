@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from amnesia import CVAE, Digits, Stage, Workspace, elbo_terms, fit
+from amnesia import CVAE, Digits, Stage, Workspace, fit, negative_elbo_terms
 from amnesia import training as training_module
 from amnesia.files import WorkspaceError
 from amnesia.training import Diverged, optimizer_for
@@ -26,7 +26,7 @@ def run(digits, stage=None, die_at=None, schedule="one-cycle", rate=1e-3):
         calls += 1
         if calls == die_at:
             raise Killed
-        reconstruction, kl = elbo_terms(cvae, *train.batch(16))
+        reconstruction, kl = negative_elbo_terms(cvae, *train.batch(16))
         return {"reconstruction": reconstruction.mean(), "kl": kl.mean()}
 
     def snapshot():

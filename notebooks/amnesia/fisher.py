@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from .data import CLASSES, one_hot
-from .models import elbo_terms
+from .models import negative_elbo_terms
 from .training import rng_state, set_rng_state
 
 
@@ -28,7 +28,7 @@ def squared_gradients(cvae, x, y, noise):
         return hook
 
     hooks = [layer.register_forward_hook(remember(name)) for name, layer in layers.items()]
-    reconstruction, kl = elbo_terms(cvae, x, y, noise)
+    reconstruction, kl = negative_elbo_terms(cvae, x, y, noise)
     for hook in hooks:
         hook.remove()
     # Each sample's ELBO depends on its own row alone, so the gradient of the sum holds one sample's gradient in a row.

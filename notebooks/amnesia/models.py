@@ -63,9 +63,6 @@ def negative_elbo_terms(cvae, x, y, noise=None, seen=None):
     return bernoulli_nll(logits, x), kl
 
 
-elbo_terms = negative_elbo_terms  # the older name, until every notebook says the new one
-
-
 def bernoulli_nll(logits, x):
     """-log p of images x (B, 784) in [0, 1] under Bernoulli pixels with these logits, (B,) nats.
 

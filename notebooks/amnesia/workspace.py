@@ -135,10 +135,11 @@ class Stage:
         self.unfinished = self.path.with_name(f"{self.path.stem}.unfinished.pt")
         self.lineage = {source.name: source.digest for source in inputs}
         self.saved_at, self.unsaved = time.monotonic(), None
-        if self.done:
-            print(f"Already done with these settings: {self.path} (overwrite=True does it again)")
-        elif is_there(self.path) and (found := self._changes(Saved(self.path))):
-            print(f"{self.path} is another run's, and will be kept beside the new one: {', '.join(found)}")
+        if is_there(self.path):
+            if found := self._changes(Saved(self.path)):
+                print(f"{self.path} is another run's, and will be kept beside the new one: {', '.join(found)}")
+            elif not overwrite:
+                print(f"Already done with these settings: {self.path} (overwrite=True does it again)")
 
     @property
     def done(self):

@@ -1,4 +1,7 @@
-"""Selective Amnesia as notebook 03 does it by default: the kept labels are distilled from a frozen copy, not replayed."""
+"""Selective Amnesia as notebook 03 does it by default: the kept labels are distilled from a frozen copy, not replayed.
+
+Notebook 03 holds the same under its equations; a test demands the same weights of both.
+"""
 
 from copy import deepcopy
 

@@ -1,7 +1,4 @@
-"""Selective Amnesia (Heng & Soh 2023) with each of its terms on a switch.
-
-Notebook 03 holds the same objective under its equation; a test demands the same weights of both.
-"""
+"""Selective Amnesia (Heng & Soh 2023), remembering by replay, with each of its terms on a switch."""
 
 from copy import deepcopy
 

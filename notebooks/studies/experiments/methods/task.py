@@ -15,7 +15,8 @@ class Task:
 
     cvae: the original; fim: its Fisher information; train: real Digits, for the methods that need them; forgotten, kept:
     labels as int64 tensors on the device; seed; scale: the share of the default number of steps to train for; recipe: the
-    settings of notebook 01 that the original was trained with. The defaults of the rest are those of notebook 03.
+    settings of notebook 01 that the original was trained with. Steps and rate are those of notebook 03; the batch is what
+    replay takes.
     """
 
     cvae: CVAE
