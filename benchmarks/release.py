@@ -19,6 +19,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import papermill
+import torch
 from nbclient import NotebookClient
 from nbconvert.preprocessors.coalescestreams import CoalesceStreamsPreprocessor
 
@@ -148,8 +149,11 @@ def fill_readme():
 
 def release():
     """The released run of MNIST."""
-    workspace = Path(tempfile.mkdtemp())
-    seconds = {path.stem: execute(path, workspace) for path in NOTEBOOKS}
+    workspace, seconds = Path(tempfile.mkdtemp()), {}
+    for path in NOTEBOOKS:
+        seconds[path.stem] = execute(path, workspace)
+        if path in NOTEBOOKS[:2]:
+            keep_if_equal(workspace, {"01_train_cvae": "cvae.pt", "02_compute_fim": "fim-cvae.pt"}[path.stem])
     for kind in ("checkpoints", "figures"):
         for file in (workspace / kind).iterdir():
             shutil.copy(file, REPOSITORY / kind / "released" / file.name)
@@ -160,6 +164,16 @@ def release():
         run(workspace, NOTEBOOKS[2:], forget=[digit])
         name = f"evaluation-{digit}.json"
         shutil.copy(workspace / "checkpoints" / name, REPOSITORY / "checkpoints" / "released" / name)
+
+
+def keep_if_equal(workspace, name):
+    """Goes on from the released file of this name if its numbers came out the same: the studies' logs start from it."""
+    released = REPOSITORY / "checkpoints" / "released" / name
+    old, new = (torch.load(path, weights_only=True)["state"] for path in (released, workspace / "checkpoints" / name))
+    if all(torch.equal(old[key], new[key]) for key in new):
+        shutil.copy(released, workspace / "checkpoints" / name)
+    else:
+        print(f"{name} came out otherwise: run the studies anew as well (benchmarks/release_studies.py)")
 
 
 def release_other(dataset):
