@@ -2,7 +2,7 @@
 
 Runs the five notebooks as committed, in order; saves them executed, in place; copies what 3 to 5 made of the released
 model to checkpoints/released and figures/released; forgets each other digit as well, of which it keeps the evaluation;
-and writes README's tables from these files. The judge is not retrained.
+and writes the pages' tables from these files. The judge is not retrained.
 
 python benchmarks/release.py train releases the newly trained model too; the studies have to be run anew then.
 python benchmarks/release.py FashionMNIST does the same with another data set, its judge trained on the way, and keeps the
@@ -30,6 +30,7 @@ from amnesia.workspace import REPOSITORY
 from experiments.tables import markdown
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("0*.ipynb"))
+FRONT, HOW_TO, STUDIED = (REPOSITORY / folder / "README.md" for folder in ("", "notebooks", "notebooks/studies"))
 
 
 def execute(path, workspace):
@@ -47,7 +48,7 @@ def execute(path, workspace):
 
 
 def results_table(evaluation):
-    """README's table of results, in markdown, from the content of evaluation-<digits>.json."""
+    """The front page's table of results, in markdown, from the content of evaluation-<digits>.json."""
     original, amnesiac, reference = (evaluation[key] for key in ("original", "amnesiac", "reference"))
 
     def figure(block, key, digits):
@@ -75,7 +76,7 @@ def results_table(evaluation):
 
 
 def digits_table(evaluations):
-    """README's table of all ten digits, in markdown, from the contents of evaluation-<digit>.json."""
+    """The studies' table of all ten digits, in markdown, from the contents of evaluation-<digit>.json."""
     table = ["| forgotten | P before | P after − grey | H after / grey | kept accuracy | worst kept digit | kept ELBO |",
              "|---|---|---|---|---|---|---|"]
     for evaluation in evaluations:
@@ -89,7 +90,7 @@ def digits_table(evaluations):
 
 
 def times_table(times):
-    """README's line of seconds per notebook, in markdown, from the content of times.json."""
+    """The notebooks' page: seconds per notebook, in markdown, from the content of times.json."""
     head = "| " + " | ".join([*times["seconds"], "all five"]) + " |"
     total = sum(times["seconds"].values())
     row = "| " + " | ".join(f"{seconds:.0f} s" for seconds in [*times["seconds"].values(), total]) + " |"
@@ -97,7 +98,7 @@ def times_table(times):
 
 
 def another_digit(times):
-    """README's sentence on forgetting another digit, from the content of times.json."""
+    """The notebooks' page: a sentence on forgetting another digit, from the content of times.json."""
     seconds = times["seconds"]
     return (f"One changed parameter, `forget`, and under a minute: notebook 3 took {seconds['03_forget']:.0f} s in the "
             f"released run. Sampling and evaluating took {seconds['04_sample'] + seconds['05_evaluate']:.0f} s more.")
@@ -116,7 +117,7 @@ def fill(page, marker, table, script="release"):
 
 
 def fashion_table(evaluations):
-    """README's table of FashionMNIST, in markdown, from the contents of its evaluation-<digit>.json."""
+    """The studies' table of FashionMNIST, in markdown, from the contents of its evaluation-<digit>.json."""
     rows, names = {}, CLASS_NAMES["FashionMNIST"]
     for evaluation in evaluations:
         before, after = evaluation["original"], evaluation["amnesiac"]
@@ -137,14 +138,15 @@ def fashion_table(evaluations):
     return f"{markdown(table)}\n\n{note}"
 
 
-def fill_readme():
-    """Writes the released run's tables into README."""
-    digits = [read(f"evaluation-{digit}.json") for digit in range(10)]
-    for marker, table in (("results", results_table(digits[0])), ("digits", digits_table(digits)),
-                          ("times", times_table(read("times.json"))),
-                          ("another digit", another_digit(read("times.json"))),
-                          ("fashion", fashion_table([read(f"FashionMNIST/evaluation-{i}.json") for i in range(10)]))):
-        fill(REPOSITORY / "README.md", marker, table)
+def fill_pages():
+    """Writes the released run's tables into the pages."""
+    digits, times = [read(f"evaluation-{digit}.json") for digit in range(10)], read("times.json")
+    fashion = [read(f"FashionMNIST/evaluation-{label}.json") for label in range(10)]
+    fill(FRONT, "results", results_table(digits[0]))
+    fill(HOW_TO, "times", times_table(times))
+    fill(HOW_TO, "another digit", another_digit(times))
+    fill(STUDIED, "digits", digits_table(digits))
+    fill(STUDIED, "fashion", fashion_table(fashion))
 
 
 def release(train):
@@ -190,4 +192,4 @@ if __name__ == "__main__":
         release(train=bool(sys.argv[1:]))
     else:
         release_other(sys.argv[1])
-    fill_readme()
+    fill_pages()

@@ -2,7 +2,7 @@
 
 Runs the study notebooks at full size in WORKSPACE, from the released checkpoints (hours on two cores; a run that was
 stopped goes on where it was); copies the logs to checkpoints/released; executes the notebooks as committed, in place; and
-writes README's tables from the logs.
+writes the studies' page's tables from the logs.
 """
 
 import os
@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 import papermill
-from release import REPOSITORY, execute, fill, read
+from release import REPOSITORY, STUDIED, execute, fill, read
 
 from experiments.loading import released
 from experiments.methods import METHODS
@@ -31,7 +31,7 @@ def published_grey(forget, dataset="."):
 
 
 def summary_table(records, attacks):
-    """README's table: every method, and both references, beside the original, from studies.jsonl and attacks.jsonl."""
+    """The table of every method, and both references, beside the original, from studies.jsonl and attacks.jsonl."""
     runs = frame(records, plan(ROWS, [[0]], range(3), bounds=True), published_grey)
     attacked = frame(attacks, plan(ROWS, [[0]], range(3), restarts=128), published_grey)
     control = partners(attacked, attacked.loc[["retrain"]])
@@ -48,7 +48,7 @@ def summary_table(records, attacks):
 
 
 def fashion_table(records):
-    """README's table of what forgets T-shirts: the records of study 3 with dataset = "FashionMNIST"."""
+    """The table of what forgets T-shirts: the records of study 3 with dataset = "FashionMNIST"."""
     runs = frame(records, plan(ROWS, [[0]], range(3), bounds=True), lambda forget: published_grey(forget, "FashionMNIST"))
     table = summary(runs, {"P": ".3f", "H": ".3f", "kept accuracy": ".3f", "worst kept digit": ".3f", "Fréchet": ".1f",
                            "recall": ".3f", "kept ELBO": ".2f"})
@@ -56,11 +56,11 @@ def fashion_table(records):
                                                             "kept ELBO": "kept ELBO, nats"}))
 
 
-def fill_readme():
-    """Writes the tables of the released logs into README."""
+def fill_page():
+    """Writes the tables of the released logs into the studies' page."""
     for marker, table in (("studies", summary_table(released("studies"), released("attacks"))),
                           ("fashion methods", fashion_table(released("studies", "FashionMNIST")))):
-        fill(REPOSITORY / "README.md", marker, table, "release_studies")
+        fill(STUDIED, marker, table, "release_studies")
 
 
 if __name__ == "__main__":
@@ -74,4 +74,4 @@ if __name__ == "__main__":
         os.chmod(RELEASED / log.name, 0o644)
     for path in STUDIES:
         execute(path, workspace)
-    fill_readme()
+    fill_page()

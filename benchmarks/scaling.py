@@ -1,7 +1,8 @@
 """How cost grows: python benchmarks/scaling.py (some minutes on two cores).
 
 Times the helper's own fit(), diagonal_fisher() and selective_amnesia() on random digits over 200 steps, each in a process
-of its own: what a step costs does not depend on what was learned. Writes scaling.json, scaling.png and README.md's table.
+of its own: what a step costs does not depend on what was learned. Writes scaling.json, scaling.png and the table
+in README.md here.
 """
 
 import json
@@ -66,7 +67,7 @@ def training_step(batch, width=1):
 
 
 def forgetting_step(digits=1, width=1):
-    """A step of notebook 03, in milliseconds."""
+    """A step of forgetting by replay, as the studies do it, in milliseconds."""
     import torch
 
     from experiments.methods import Task
@@ -107,7 +108,7 @@ def table(result):
             ("training step, batch", cells("batch", lambda n, r: f"{n}: {r['milliseconds']:.1f} ms")),
             ("01 + 02 + 03, model width", cells("width", lambda n, r: f"{n} × ({r['weights'] / 1e6:.1f} M weights): "
                                                                       f"{r['01'] + r['02'] + r['03']:.0f} s")),
-            ("forgetting step, digits", cells("digits", lambda n, r: f"{n}: {r['milliseconds']:.1f} ms"))]
+            ("forgetting step by replay, digits", cells("digits", lambda n, r: f"{n}: {r['milliseconds']:.1f} ms"))]
     versions = result["versions"]
     return "\n".join(["| against | |", "|---|---|", *(f"| {title} | {'; '.join(texts)} |" for title, texts in rows), "",
                       f"Median of {result['repeats']} runs each. A step's time is the mean of {STEPS}; the row of widths "
@@ -122,7 +123,7 @@ def draw(result):
     figure, axes = plt.subplots(1, 4, figsize=(13, 2.9), layout="constrained")
     panels = (("samples", "seconds", "02: Fisher, seconds", "samples"), ("batch", "milliseconds", "01: a step, ms", "batch"),
               ("width", None, "01 + 02 + 03, seconds", "model width"),
-              ("digits", "milliseconds", "03: a step, ms", "digits forgotten"))
+              ("digits", "milliseconds", "forgetting by replay: a step, ms", "digits forgotten"))
     for axis, (kind, key, title, label) in zip(axes, panels, strict=True):
         runs = [result[kind][str(value)] for value in GRID[kind]]
         y = [run[key] if key else run["01"] + run["02"] + run["03"] for run in runs]

@@ -1,4 +1,4 @@
-"""README says what the released run's files say, and points at files that exist."""
+"""The pages say what the released run's files say, and point at files that exist."""
 
 import json
 import re
@@ -7,23 +7,26 @@ import nbformat
 import pytest
 import scaling
 from conftest import REPOSITORY
-from release import another_digit, digits_table, fashion_table, read, results_table, times_table
-from side_by_side import PAGES as BENCHMARK_PAGES
-from side_by_side import RESULT, table
+from release import FRONT, HOW_TO, STUDIED, another_digit, digits_table, fashion_table, read, results_table, times_table
+from side_by_side import PAGE, RESULT, table
 
 
 def test_tables_are_those_of_the_released_run():
-    readme = (REPOSITORY / "README.md").read_text()
-    assert results_table(read("evaluation-0.json")) in readme and times_table(read("times.json")) in readme
-    assert digits_table([read(f"evaluation-{digit}.json") for digit in range(10)]) in readme
-    assert fashion_table([read(f"FashionMNIST/evaluation-{label}.json") for label in range(10)]) in readme
-    assert another_digit(read("times.json")) in readme and read("times.json")["seconds"]["03_forget"] < 60
+    front, how_to, studied = (page.read_text() for page in (FRONT, HOW_TO, STUDIED))
+    assert results_table(read("evaluation-0.json")) in front and times_table(read("times.json")) in how_to
+    assert digits_table([read(f"evaluation-{digit}.json") for digit in range(10)]) in studied
+    assert fashion_table([read(f"FashionMNIST/evaluation-{label}.json") for label in range(10)]) in studied
+    assert another_digit(read("times.json")) in how_to and read("times.json")["seconds"]["03_forget"] < 60
 
 
-@pytest.mark.parametrize("page", BENCHMARK_PAGES, ids=lambda page: page.parent.name)
-def test_the_comparison_is_that_of_its_file(page):
+def test_the_front_page_is_one_screen():
+    text = FRONT.read_text()
+    assert len(text.split()) <= 900 and len(re.findall(r"^\|[ -:|]*--[ -:|]*\|$", text, re.MULTILINE)) <= 3
+
+
+def test_the_comparison_is_that_of_its_file():
     result = json.loads(RESULT.read_text())
-    assert table(result) in page.read_text()
+    assert table(result) in PAGE.read_text()
     for run in result["stages"]["01 to a test −ELBO of 96.65"]["ours"]:  # really reached
         assert run["quality"]["test −ELBO"] <= 96.65
     for quality in (run["quality"] for run in result["stages"]["03 forget"]["ours"]):
@@ -50,7 +53,8 @@ def test_the_released_run_reaches_its_targets(digit):
     assert result["reference"]["real"]["kept_accuracy"] >= 0.995
 
 
-PAGES = ["README.md", *(str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "notebooks").rglob("*.ipynb"))]
+PAGES = [str(path.relative_to(REPOSITORY)) for path in (FRONT, HOW_TO, STUDIED, PAGE,
+                                                        *(REPOSITORY / "notebooks").rglob("*.ipynb"))]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -65,7 +69,7 @@ def test_links_lead_somewhere(page):
 
 
 def test_every_picture_has_a_text_for_screen_readers():
-    text = (REPOSITORY / "README.md").read_text()
+    text = FRONT.read_text() + STUDIED.read_text()
     pictures = re.findall(r"<img [^>]*>", text)
     assert len(pictures) == 4 and "![" not in text
     assert all(len(re.search(r'alt="([^"]*)"', picture)[1]) > 20 for picture in pictures)

@@ -52,8 +52,9 @@ def test_a_word_that_fits_nothing_is_named_before_anything_runs(executed, words,
     assert not executed
 
 
-def test_readmes_commands_are_understood():
-    commands = re.findall(r"^python3 notebooks/run\.py(.*)$", (REPOSITORY / "README.md").read_text(), re.MULTILINE)
+def test_the_pages_commands_are_understood():
+    pages = "".join((REPOSITORY / page).read_text() for page in ("README.md", "notebooks/README.md"))
+    commands = re.findall(r"^python3 notebooks/run\.py(.*)$", pages, re.MULTILINE)
     assert len(commands) >= 6
     for words in map(shlex.split, commands):
         if words != ["test"]:
