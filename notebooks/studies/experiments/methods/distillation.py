@@ -14,7 +14,7 @@ from .selective_amnesia import noise_pairs
 from .task import penalty, some
 
 
-def distilled(task, lam=0.4, batch_size=96):
+def distilled(task, lam=0.3, batch_size=96):
     """Noise under the forgotten labels, KL to the frozen copy's decoder and encoder under the kept ones, a spring on each
     weight of stiffness lam F. In batches of notebook 03's size, which is less than the other methods take."""
     cvae, original, device = deepcopy(task.cvae), task.cvae, task.kept.device
