@@ -22,7 +22,7 @@ from miniature import FILES
 
 from amnesia import Workspace, check_surrogate, forget_set, load_digits, pick_device
 from amnesia.data import RAW_SIZES
-from amnesia.workspace import RANGES, check_parameters
+from amnesia.parameters import RANGES, check_parameters
 
 TRIALS = {"kill": 45, "truncate": 20, "flip a byte": 30, "swap": 25, "disk full": 20, "read-only": 10, "offline": 10,
           "two at once": 12, "bad parameter": 40, "unreadable": 20, "refused for a moment": 15, "refused for good": 15,

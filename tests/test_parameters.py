@@ -7,8 +7,8 @@ from conftest import REPOSITORY
 from hypothesis import given
 from hypothesis import strategies as st
 
+from amnesia.parameters import RANGES, check_parameters
 from amnesia.training import Diverged
-from amnesia.workspace import RANGES, check_parameters
 
 STEMS = ("01_train_cvae", "02_compute_fim", "03_forget", "04_sample", "05_evaluate")
 ENDS = {  # of the ranges, and what lies just inside them; the longest ends would take days

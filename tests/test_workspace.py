@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from amnesia import CVAE, Classifier, Stage, Workspace, pick_device
 from amnesia import files as files_module
 from amnesia import workspace as workspace_module
-from amnesia.files import WorkspaceError
-from amnesia.workspace import check_parameters
+from amnesia.drive import WorkspaceError
+from amnesia.parameters import check_parameters
 
 SETTINGS = {"steps": 3, "seed": 0}
 

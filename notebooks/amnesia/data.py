@@ -9,14 +9,13 @@ import os
 import queue
 import threading
 from http.client import HTTPException
-from numbers import Integral
 from pathlib import Path
 from urllib.request import Request, urlopen
 
 import torch
 import torch.nn.functional as F
 
-from .files import WorkspaceError, is_there, read_whole, reason, write_whole
+from .drive import WorkspaceError, is_there, read_whole, reason, write_whole
 from .training import progress
 
 PIXELS, CLASSES = 28 * 28, 10
@@ -127,55 +126,6 @@ def grow(digits, seed, size=60_000):
     for _ in range(size // len(digits) - 1):
         copies.append((jitter(digits.images.float() / 255, 0.5, generator) * 255).round().byte())
     return Digits(torch.cat(copies), digits.labels.repeat(len(copies)), digits.name) if len(copies) > 1 else digits
-
-
-def forget_set(forget, before=()):
-    """Checks the parameter `forget` and returns (forgotten, kept), two sorted lists of labels, those in `before` in neither.
-
-    forget: a label or several, in a list, tuple, set or array; before: labels that the model has forgotten already. Raises
-    ValueError unless they are some of the others, not all.
-    """
-    labels = plain(forget)
-    labels = labels if isinstance(labels, (list, tuple, set)) else [labels]
-    if not all(map(is_label, labels)) or not 0 < len(set(labels)) < CLASSES:
-        raise ValueError(f"forget={forget!r}: expected one to nine different whole numbers from 0 to 9, as in "
-                         "forget=[0] or forget=[3, 8] (for run.py: \"forget=[3, 8]\").")
-    forgotten = sorted({int(d) for d in labels})
-    kept = [d for d in range(CLASSES) if d not in {*forgotten, *before}]
-    if not kept or set(before) & set(forgotten):
-        raise ValueError(f"forget={forget!r}: this model has forgotten {list(before)} already. Choose others, and "
-                         "leave one.")
-    return forgotten, kept
-
-
-def forgotten_in(saved):
-    """The labels that the model in a file (Saved) has forgotten, sorted: none if it is a CVAE fresh from notebook 01."""
-    return sorted({*saved.settings.get("forget", []), *saved.settings.get("forgotten_before", [])})
-
-
-def check_surrogate(surrogate, forgotten):
-    """Checks the parameter `surrogate` and returns it, "noise" or a label as a plain int.
-
-    Raises ValueError for anything else, and for a label that is itself forgotten.
-    """
-    surrogate = plain(surrogate)
-    if isinstance(surrogate, str) and surrogate == "noise":
-        return "noise"
-    if not is_label(surrogate):
-        raise ValueError(f"surrogate={surrogate!r}: expected \"noise\" or a label from 0 to 9.")
-    if surrogate in forgotten:
-        raise ValueError(f"surrogate={surrogate} is itself among the forgotten labels {forgotten}: choose a kept one.")
-    return surrogate
-
-
-def plain(value):
-    """A number or an array of numpy or torch as Python's own number or list; anything else as it is."""
-    return value.tolist() if hasattr(value, "tolist") else value
-
-
-def is_label(value):
-    """Whether this is a whole number from 0 to 9, and not True or False."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and 0 <= value < CLASSES
 
 
 def class_names(dataset):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from .data import CLASSES, PIXELS, jitter, load_digits
-from .files import WorkspaceError
+from .drive import WorkspaceError
 from .models import Classifier, negative_elbo_terms
 from .training import fit
 from .workspace import Stage

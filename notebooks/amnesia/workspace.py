@@ -7,7 +7,9 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from .files import Saved, Unreadable, WorkspaceError, is_there, patiently, read_whole, remedy, save, write_whole
+from .drive import Unreadable, WorkspaceError, is_there, patiently, read_whole, write_whole
+from .files import Saved, remedy, save
+from .parameters import check_dataset, check_parameters
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DRIVE = Path("/content/drive")  # where Colab mounts Google Drive
@@ -15,33 +17,6 @@ DRIVE = Path("/content/drive")  # where Colab mounts Google Drive
 # Seconds between two saves of progress: a run that is killed loses at most these, and the second between two looks at the
 # clock. Drive keeps every version that was replaced in its bin for a month, hence less often there.
 SAVE_SECONDS, SAVE_SECONDS_ON_DRIVE = 8, 60
-
-# From where to where a parameter may go. Where the ends are whole numbers, so must it be.
-RANGES = {"steps": (1, 10**7), "batch_size": (1, 10**5), "latent_dim": (1, 128), "n_samples": (1, 10**9),
-          "n_per_class": (2, 10**5), "seed": (0, 2**63 - 1), "learning_rate": (1e-12, 1e3), "weight_decay": (0.0, 1e3),
-          "dropout": (0.0, 0.99), "lam": (0.0, 1e12), "gamma": (0.0, 1e12)}
-
-
-def check_parameters(**parameters):
-    """Raises ValueError, naming the parameter, for what is no number of Python's own, or lies outside its range."""
-    for name in parameters.keys() & RANGES.keys():
-        value, (least, most) = parameters[name], RANGES[name]
-        whole = isinstance(least, int)
-        if type(value) not in ((int,) if whole else (int, float)) or not least <= value <= most:    # NaN is in no range
-            note = ""
-            if isinstance(value, str):
-                note = " This is text: YAML, and so papermill, takes 1e-4 for text and 1.0e-4 for a number."
-            elif hasattr(value, "dtype"):
-                note = f" Of NumPy's and torch's numbers, take {name}.item()."
-            raise ValueError(f"{name}={value!r}: expected a {'whole ' * whole}number from {least:,} to {most:,}.{note}")
-
-
-def check_dataset(source, dataset):
-    """Raises ValueError if `source`, a Saved or anything with a name, was made with another data set."""
-    known = getattr(source, "settings", {}).get("dataset")
-    if known and known != dataset:
-        raise ValueError(f"dataset={dataset!r}, but {source.name} was made with dataset={known!r}: choose that one, or run "
-                         "01_train_cvae.ipynb with the other first.")
 
 
 def changes(old, new):

@@ -7,11 +7,12 @@ from functools import cache, cached_property, partial
 
 import torch
 
-from amnesia.data import CLASSES, forget_set, load_digits
+from amnesia.data import CLASSES, load_digits
 from amnesia.evaluation import ask, grey_reference, load_judge
 from amnesia.models import CVAE, Classifier
+from amnesia.parameters import check_dataset, forget_set
 from amnesia.training import pick_device
-from amnesia.workspace import REPOSITORY, Workspace, check_dataset
+from amnesia.workspace import REPOSITORY, Workspace
 
 from .methods import METHODS, Task
 from .sweep import Log, sweep

@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from amnesia.data import forget_set
+from amnesia.parameters import forget_set
 
 from .attacks import SEARCHES, drawn, invert, recognised, relearn, search, successes
 from .bounds import fine_tune

@@ -14,7 +14,8 @@ import joblib
 import torch
 from filelock import FileLock
 
-from amnesia.files import WorkspaceError, checksum, versions
+from amnesia.drive import WorkspaceError
+from amnesia.files import checksum, versions
 from amnesia.training import progress
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from amnesia.data import forget_set
+from amnesia.parameters import forget_set
 
 from .attacks import SEARCHES
 from .sweep import key
