@@ -197,6 +197,16 @@ def test_what_is_committed_is_executed_clean_and_small(path):
     assert max(map(len, pictures(notebook))) < 400_000
 
 
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
+def test_the_code_that_a_notebook_lists_is_the_code(path):
+    code = "\n".join(file.read_text() for file in (REPOSITORY / "notebooks").rglob("*.py"))
+    for cell in nbformat.read(path, as_version=4).cells:
+        for output in cell.get("outputs", []):
+            listing = output.get("data", {}).get("text/plain", "").strip()
+            if listing.startswith(("def ", "class ", "@")):
+                assert listing in code, listing
+
+
 def test_committed_figures_are_small():
     figures = [path for path in (REPOSITORY / "figures" / "released").rglob("*") if path.is_file()]
     assert figures and all(path.suffix in (".png", ".gif") and path.stat().st_size < 400_000 for path in figures)
