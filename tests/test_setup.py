@@ -28,7 +28,7 @@ def run_setup(cwd, content="/content", colab=None, repo_url="", use_drive=True, 
     """Runs the cell twice in a fresh Python; returns what it printed, and the root it found as the last line."""
     cell = SETUP.replace("/content", str(content))
     code = f"use_drive, REPO_URL = {use_drive}, {repo_url!r}\n{before}\n{cell}\n{cell}\n"
-    code += "print(*(path for path in sys.path if path.startswith(str(root))))\nprint(root)"
+    code += "print(*(path for path in sys.path if path.startswith(str(root / 'notebooks'))))\nprint(root)"
     return subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=False,
                           env={**os.environ, "PYTHONPATH": str(colab or ""), "GIT_TERMINAL_PROMPT": "0"})
 
