@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from amnesia import pick_device
-from amnesia.training import quick_products
+from amnesia.training import quick_products, rng_state, set_rng_state
 
 
 def test_a_gpu_that_is_there_and_fails_is_said_and_the_cpu_is_taken(monkeypatch, capsys):
@@ -26,6 +26,26 @@ def test_a_device_by_name_or_as_torch_has_it(capsys):
         with pytest.raises(ValueError, match="device="):
             pick_device(unusable)
     assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["cuda:1", "mps"])
+def test_the_random_state_is_that_of_the_device_in_use(monkeypatch, name):
+    """With two cards, not that of the first; resumed on a device of another kind, only the CPU's."""
+    states, device = {"cuda:0": torch.ones(1), "cuda:1": torch.zeros(1), "mps": torch.zeros(1)}, torch.device(name)
+    for kind in ("cuda", "mps"):
+        def get(card="cuda:0" if kind == "cuda" else kind):
+            return states[str(card)]
+
+        def put(state, card="cuda:0" if kind == "cuda" else kind):
+            states[str(card)] = state
+        monkeypatch.setattr(getattr(torch, kind), "get_rng_state", get)
+        monkeypatch.setattr(getattr(torch, kind), "set_rng_state", put)
+    saved = rng_state(device)
+    states[name] = torch.tensor([5.0])
+    set_rng_state(saved, torch.device("cpu"))
+    assert states[name] == 5
+    set_rng_state(saved, device)
+    assert states[name] == 0 and states["cuda:0"] == 1
 
 
 # How a user may have set the precision of float32 products, by torch's older call or, from 2.9 on, by its newer attributes

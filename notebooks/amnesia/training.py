@@ -90,7 +90,7 @@ def rng_state(device):
     """The states of the random number generators that a run on `device` draws from, for set_rng_state."""
     state = {"cpu": torch.get_rng_state()}
     if device.type in ("cuda", "mps"):
-        state[device.type] = getattr(torch, device.type).get_rng_state()
+        state[device.type] = getattr(torch, device.type).get_rng_state(*of_one(device))
     return state
 
 
@@ -98,7 +98,12 @@ def set_rng_state(state, device):
     """Puts the generators back to where rng_state(device) was taken; those of another kind of device stay as they are."""
     torch.set_rng_state(state["cpu"])
     if device.type in state and device.type != "cpu":
-        getattr(torch, device.type).set_rng_state(state[device.type])
+        getattr(torch, device.type).set_rng_state(state[device.type], *of_one(device))
+
+
+def of_one(device):
+    """The argument that says which of several cards is meant; of MPS there is but one."""
+    return [device] if device.type == "cuda" else []
 
 
 @quick_products()

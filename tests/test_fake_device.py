@@ -1,0 +1,168 @@
+"""All that runs on a GPU, on a device that is not there (elsewhere.py): nothing mixes two devices or asks for what MPS lacks,
+and no step of a training waits for a value."""
+
+import itertools
+
+import nbformat
+import pytest
+import torch
+from conftest import REPOSITORY
+from elsewhere import DEVICE, another_device
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+import amnesia
+from amnesia import CVAE, Digits, Stage, Workspace, fit, negative_elbo_terms, train_judge, training
+from experiments import loading, scoring
+from experiments.loading import Experiment
+from experiments.methods import METHODS, references
+from experiments.methods.distillation import distilled
+from experiments.methods.selective_amnesia import batch_mean_fisher, selective_amnesia
+from experiments.recovery import forget_and_recover
+from experiments.scoring import forget_and_score, forget_in_turn
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array_")  # matplotlib's, of tensors
+PARAMETERS = {"device": DEVICE.type, "steps": 3, "batch_size": 16, "n_samples": 400, "n_per_class": 16}
+
+
+def waits_in_a_step(waits, work):
+    """What made the device wait between the first and the last of an optimizer's steps in work(), and how many they were."""
+    marks = []
+    hook = register_optimizer_step_post_hook(lambda *_: marks.append(len(waits)))
+    work()
+    hook.remove()
+    return waits[marks[0]:marks[-1]] if marks else [], len(marks)
+
+
+@pytest.fixture(scope="module")
+def elsewhere(digits):
+    """The list of what made the device wait, with a clock that stands still, 500 digits wherever a data set is loaded, which
+    no copies are added to, and 20 samples of each label to be scored."""
+    def few(dataset, folder, device="cpu"):
+        return [Digits(*(values[::len(values) // 500] for values in (part.images, part.labels)), part.name).to(device)
+                for part in digits]
+
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name, value in ((amnesia, "load_digits", few), (loading, "load_digits", few), (scoring, "SAMPLES", 20),
+                                   (amnesia, "grow", lambda digits, seed: digits),
+                                   (references, "grow", lambda digits, seed: digits),
+                                   (training.time, "perf_counter", lambda: 0.0)):
+            patch.setattr(owner, name, value)
+        patch.setenv("MPLBACKEND", "agg")
+        with another_device(patch) as waits:
+            yield waits
+
+
+@pytest.fixture(scope="module")
+def notebooks(elsewhere, tmp_path_factory):
+    """What the five notebooks define, by their numbers, after a run of each in miniature, in one workspace."""
+    workspace, found = str(tmp_path_factory.mktemp("notebooks")), {}
+    for path in sorted((REPOSITORY / "notebooks").glob("0*.ipynb")):
+        names = found[path.name[:2]] = {}
+        for cell in nbformat.read(path, as_version=4).cells:
+            if cell.cell_type == "code" and not cell.source.startswith("# Setup"):
+                exec(compile(cell.source, path.name, "exec"), names)
+                names |= {"workspace": workspace, **PARAMETERS} if "parameters" in cell.metadata.get("tags", []) else {}
+    return found
+
+
+@pytest.mark.parametrize("refused", [lambda x: x + torch.ones(3), lambda x: x.double(), lambda x: x.numpy(),
+                                     lambda x: x.kthvalue(1), lambda x: torch.Generator(DEVICE),
+                                     lambda x: torch.rand(3, device=DEVICE, generator=torch.Generator())])
+def test_what_a_gpu_refuses_is_refused(elsewhere, refused):
+    with pytest.raises((RuntimeError, TypeError, NotImplementedError)):
+        refused(torch.ones(3, device=DEVICE))
+
+
+@pytest.mark.parametrize("slow", [lambda x: x.sum().item(), lambda x: x.tolist(), lambda x: bool(x[0]), lambda x: x.cpu(),
+                                  lambda x: torch.equal(x, x), lambda x: x.nonzero(), lambda x: x[x > 0],
+                                  lambda x: x[[0, 1]], lambda x: torch.tensor([1], device=DEVICE), lambda x: f"{x[0]:.1f}"])
+def test_what_makes_a_gpu_wait_is_noted(elsewhere, slow):
+    before, x = len(elsewhere), torch.ones(3, device=DEVICE)
+    (x[1:] * 2 + x[x.long()][:2]).sum()
+    assert len(elsewhere) == before
+    slow(x)
+    assert len(elsewhere) > before
+
+
+def test_the_notebooks_run_on_it(notebooks):
+    trained = [notebooks[number]["cvae"] for number in ("01", "03")]
+    assert {p.device for cvae in trained for p in cvae.parameters()} == {DEVICE}
+
+
+LOSSES = [("01", {}), ("03", {}), ("03", {"remember": "replay"}), ("03", {"surrogate": 4}),
+          ("03", {"remember": "replay", "surrogate": 4})]
+
+
+@pytest.mark.parametrize("number, choices", LOSSES)
+def test_no_step_of_a_notebook_waits(elsewhere, notebooks, monkeypatch, number, choices):
+    names = notebooks[number]
+    for name, value in choices.items():
+        monkeypatch.setitem(names, name, value)
+    names["cvae"].train()
+    waited, steps = waits_in_a_step(elsewhere, lambda: fit(names["cvae"], names["loss"], steps=9, learning_rate=1e-3,
+                                                           data=names.get("examples")))
+    assert steps == 9 and not waited
+
+
+@pytest.fixture(scope="module")
+def experiment(elsewhere, tmp_path_factory):
+    return Experiment(str(tmp_path_factory.mktemp("experiment")), device=DEVICE.type)
+
+
+FORGETTING = {**{name: method for name, (method, _) in METHODS.items()}, "distillation": distilled,
+              "identity": lambda task: selective_amnesia(task, importance="identity"),
+              "prior": lambda task: selective_amnesia(task, posterior="prior", reach=0.3)}
+
+
+@pytest.mark.parametrize("name", FORGETTING)
+def test_no_step_of_a_method_waits(elsewhere, experiment, name):
+    task = experiment.task([0, 3], scale=0.002)
+    task.recipe = {**task.recipe, "steps": 1500}
+    after = []
+    waited, steps = waits_in_a_step(elsewhere, lambda: after.append(FORGETTING[name](task)))
+    assert after[0].encoder[0].weight.device == DEVICE
+    assert steps == (0 if name in ("original", "dampening") else 3) and not waited
+
+
+WORK = {"the judge": lambda e: train_judge(Workspace(e.store.folder / "another"), e.train, steps=2, batch_size=16),
+        "score": lambda e: forget_and_score(e, "selective amnesia", [0], scale=0.002, bounds=True),
+        "in turn": lambda e: forget_in_turn(e, [0, 3], scale=0.002),
+        "recover": lambda e: forget_and_recover(e, "selective amnesia", [0], scale=0.002, restarts=4),
+        "batch mean": lambda e: batch_mean_fisher(e.task([0]), n_samples=500)}
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_judging_and_attacking_run_on_it(experiment, name):
+    assert WORK[name](experiment)
+
+
+class Killed(BaseException):
+    """What kill -9 looks like from inside."""
+
+
+def test_a_killed_run_resumes_to_the_same_values(elsewhere, experiment, tmp_path, monkeypatch):
+    ticks = itertools.count(0, 100)
+    monkeypatch.setattr(training.time, "perf_counter", lambda: next(ticks))                # each step is saved
+    monkeypatch.setattr(Stage, "due", True)
+    stage, digits = Stage(Workspace(tmp_path), "cvae.pt", {}), experiment.train
+
+    def run(stage=None, last=None):
+        torch.manual_seed(0)
+        cvae, calls = CVAE(4, (32, 16)).to(DEVICE), itertools.count(1)
+        labels, z = torch.arange(10, device=DEVICE), torch.ones(10, 4, device=DEVICE)
+
+        def loss():
+            if next(calls) == last:
+                raise Killed
+            reconstruction, kl = negative_elbo_terms(cvae, *digits.batch(300))             # a new order at every second
+            return {"reconstruction": reconstruction.mean(), "kl": kl.mean()}
+
+        history = fit(cvae, loss, steps=12, learning_rate=1e-3, data=digits, stage=stage,
+                      snapshot=lambda: {"frames": cvae.generate(labels, z)})
+        return [*cvae.parameters(), history["frames"], *history["terms"].values()]
+
+    whole = run()
+    with pytest.raises(Killed):
+        run(stage, last=8)
+    torch.randn(7)
+    assert all(torch.equal(a, b) for a, b in zip(whole, run(stage), strict=True))
