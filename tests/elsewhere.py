@@ -88,7 +88,7 @@ class Operators(TorchDispatchMode):
 
 
 class Functions(TorchFunctionMode):
-    """Sees what its operators do not show: torch.tensor([…], device=DEVICE), which is none, is made on the CPU and sent there;
+    """Sees what operators do not show: torch.tensor([…], device=DEVICE), which is none, is made on the CPU and sent there;
     quantile, whose ranks are float64 except on MPS (pytorch/pytorch#198345), is done on the CPU."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):

@@ -1,8 +1,9 @@
-"""All that runs on a GPU, on a device that is not there (elsewhere.py): nothing mixes two devices or asks for what MPS lacks,
-and no step of a training waits for a value."""
+"""All that runs on a GPU, on a device that is not there (elsewhere.py): nothing mixes two devices or asks for what MPS
+lacks, and no step of a training waits for a value."""
 
 import itertools
 
+import matplotlib.pyplot as plt
 import nbformat
 import pytest
 import torch
@@ -35,14 +36,15 @@ def waits_in_a_step(waits, work):
 
 @pytest.fixture(scope="module")
 def elsewhere(digits):
-    """The list of what made the device wait, with a clock that stands still, 500 digits wherever a data set is loaded, which
-    no copies are added to, and 20 samples of each label to be scored."""
+    """The list of what made the device wait. With it: a clock that stands still; 500 digits wherever a data set is loaded,
+    no copies of them, and 20 samples of each label to be scored; figures that are drawn, and not written."""
     def few(dataset, folder, device="cpu"):
         return [Digits(*(values[::len(values) // 500] for values in (part.images, part.labels)), part.name).to(device)
                 for part in digits]
 
     with pytest.MonkeyPatch.context() as patch:
         for owner, name, value in ((amnesia, "load_digits", few), (loading, "load_digits", few), (scoring, "SAMPLES", 20),
+                                   (amnesia, "png", lambda figure: plt.close(figure) or b""),
                                    (amnesia, "grow", lambda digits, seed: digits),
                                    (references, "grow", lambda digits, seed: digits),
                                    (training.time, "perf_counter", lambda: 0.0)):
