@@ -202,6 +202,13 @@ def ours_evaluate(workspace):
     return {"seconds": time.perf_counter() - begin, "measured": "both notebooks, imports and pictures included"}
 
 
+def ours_all(workspace):
+    begin = time.perf_counter()
+    for number in ("01", "02", "03", "04", "05"):
+        notebook(number, workspace)
+    return {"seconds": time.perf_counter() - begin, "measured": "all five at their defaults, imports and pictures included"}
+
+
 def ours_arithmetic(_):
     """What the matrix products alone cost, over what a training step like 01's costs, on random images."""
     import torch
@@ -255,7 +262,7 @@ STAGES = {"01 to a test −ELBO of 96.65": (reference_train, ours_train),
           "03 forget": (reference_forget, ours_forget),
           "04 + 05": (None, ours_evaluate),
           "arithmetic": (None, ours_arithmetic)}
-WORK = {function.__name__: function for pair in STAGES.values() for function in pair if function}
+WORK = {function.__name__: function for pair in [*STAGES.values(), (ours_all,)] for function in pair if function}
 
 
 def measure(function, argument):
@@ -272,33 +279,52 @@ def one(name, argument):
     print(json.dumps({"memory_mb": memory()} | result))
 
 
-def table(result):
-    """The markdown table of the page, from the content of side_by_side.json."""
+def compare(stages, parts, repeats):
+    """{stage: {"reference": runs, "ours": runs}}: the two sides in turn, the reference over this part of its steps."""
+    compared = {}
+    for (stage, (reference, ours)), part in zip(stages.items(), parts, strict=True):
+        sides = {"reference": [], "ours": []}
+        for _ in range(repeats):
+            with tempfile.TemporaryDirectory() as workspace:
+                if reference:
+                    sides["reference"].append(measure(reference, part))
+                sides["ours"].append(measure(ours, workspace))
+        compared[stage] = {side: runs for side, runs in sides.items() if runs}
+        print(stage, {side: [round(run["seconds"], 2) for run in runs] for side, runs in sides.items()}, flush=True)
+    return compared
+
+
+def rows(stages):
+    """The lines of a markdown table, from what compare() returned."""
     def spread(runs):
         values = sorted(run["seconds"] for run in runs)
         middle = statistics.median(values)
         digits = 0 if middle >= 100 else 1
         return f"{middle:,.{digits}f} s ({values[0]:,.{digits}f} to {values[-1]:,.{digits}f}, n = {len(values)})"
 
-    rows = ["| stage | reference recipe | this project | ratio | peak memory |", "|---|---|---|---|---|"]
-    for stage, sides in result["stages"].items():
-        if stage == "arithmetic":
-            continue
+    lines = ["| stage | reference recipe | this project | ratio | peak memory |", "|---|---|---|---|---|"]
+    for stage, sides in stages.items():
         ours, peaks = sides["ours"], [max(run["memory_mb"] for run in runs) for runs in sides.values()]
         memory = " / ".join(f"{peak:,.0f} MB" for peak in peaks)
         quality = "".join(f", {name} {value:.2f}" for name, value in ours[0].get("quality", {}).items())
         if "reference" in sides:
             ratio = statistics.median(run["seconds"] for run in sides["reference"]) / statistics.median(
                 run["seconds"] for run in ours)
-            rows.append(f"| {stage} | {spread(sides['reference'])}, from {sides['reference'][0]['measured']} "
-                        f"| {spread(ours)}, {ours[0]['measured']}{quality} | **{ratio:.0f} ×** | {memory} |")
+            lines.append(f"| {stage} | {spread(sides['reference'])}, from {sides['reference'][0]['measured']} "
+                         f"| {spread(ours)}, {ours[0]['measured']}{quality} | **{ratio:.0f} ×** | {memory} |")
         else:
-            rows.append(f"| {stage} | | {spread(ours)}, {ours[0]['measured']} | | {memory} |")
+            lines.append(f"| {stage} | | {spread(ours)}, {ours[0]['measured']} | | {memory} |")
+    return lines
+
+
+def table(result):
+    """The markdown table of the page, from the content of side_by_side.json."""
+    stages = {stage: sides for stage, sides in result["stages"].items() if stage != "arithmetic"}
     share, quick, step, quick_step = (statistics.median(run[key] for run in result["stages"]["arithmetic"]["ours"])
                                       for key in ("share", "quick_share", "seconds", "quick_seconds"))
     versions = result["versions"]
-    return "\n".join([*rows, "", f"Matrix products alone take {share:.2f} of a training step of 128 images in float32 "
-                      f"({1000 * step:.1f} ms), {quick:.2f} with the quicker ones that `fit` allows "
+    return "\n".join([*rows(stages), "", f"Matrix products alone take {share:.2f} of a training step of 128 images in "
+                      f"float32 ({1000 * step:.1f} ms), {quick:.2f} with the quicker ones that `fit` allows "
                       f"({1000 * quick_step:.1f} ms). "
                       f"{versions['hardware']}, torch {versions['torch']}; median (min to max) of n runs."])
 
@@ -315,16 +341,7 @@ def main():
     from amnesia.files import versions
 
     repeats, parts = (1, (100, 300, 60)) if options.quick else (3, (400, 2000, 150))
-    result = {"stages": {}, "versions": versions()}
-    for i, (stage, (reference, ours)) in enumerate(STAGES.items()):
-        sides = {"reference": [], "ours": []}
-        for _ in range(repeats):
-            with tempfile.TemporaryDirectory() as workspace:
-                if reference:
-                    sides["reference"].append(measure(reference, parts[i]))
-                sides["ours"].append(measure(ours, workspace))
-        result["stages"][stage] = {side: runs for side, runs in sides.items() if runs}
-        print(stage, {side: [round(run["seconds"], 2) for run in runs] for side, runs in sides.items()}, flush=True)
+    result = {"stages": compare(STAGES, (*parts, None, None), repeats), "versions": versions()}
     if not options.quick:
         RESULT.write_text(json.dumps(result, indent=1))
         fill(PAGE, "side by side", table(result), "side_by_side")

@@ -1,0 +1,126 @@
+"""What can be said of the GPU path only where there is a CUDA card: python benchmarks/gpu.py
+
+Checks on the card that the same seed gives the same values, also after a run was cut off and resumed, and counts how often
+training waits for the card; then times the stages beside the reference recipe, and all five notebooks. Prints one table and
+writes gpu.json, with the card's name.
+"""
+
+import json
+import os
+import tempfile
+import warnings
+
+import side_by_side
+import torch
+
+from amnesia import CVAE, Stage, Workspace, diagonal_fisher, fit, load_digits, negative_elbo_terms, pick_device
+from amnesia.files import versions
+
+RESULT = side_by_side.REPOSITORY / "benchmarks" / "gpu.json"
+STAGES = {stage: pair for stage, pair in side_by_side.STAGES.items() if stage != "arithmetic"} | {
+    "all five": (None, side_by_side.ours_all)}
+
+
+class CutOff(Exception):
+    """What ends a run here in the place of a lost machine."""
+
+
+def train(digits, steps, stage=None, cut=False):
+    """The weights, losses and pictures of a training on the digits' device; `cut` off 20 steps after it was first saved."""
+    torch.manual_seed(0)
+    device = digits.images.device
+    cvae, left = CVAE().to(device), 20
+    labels, z = torch.arange(10, device=device), torch.randn(10, 8, device=device)
+
+    def loss():
+        nonlocal left
+        left -= cut and stage.unfinished.exists()
+        if not left:
+            raise CutOff
+        reconstruction, kl = negative_elbo_terms(cvae, *digits.batch(128))
+        return {"reconstruction": reconstruction.mean(), "kl": kl.mean()}
+
+    history = fit(cvae, loss, steps=steps, learning_rate=3e-3, data=digits, stage=stage,
+                  snapshot=lambda: {"frames": cvae.generate(labels, z)})
+    return [*cvae.parameters(), *history["terms"].values(), history["frames"]]
+
+
+def fisher(digits, stage=None, cut=False):
+    """The Fisher information of an untrained model on the digits' device; `cut` off after three of ten batches."""
+    def batches(every):
+        yield from every[:3] if cut else every
+        if cut:
+            raise CutOff
+
+    torch.manual_seed(0)
+    cvae = CVAE().to(digits.images.device)
+    return list(diagonal_fisher(cvae, 5000, progress=batches, stage=stage).values())
+
+
+def resumed(work, stage, *arguments):
+    """{"repeated", "resumed"}: whether work(*arguments) gives the same again, and when it is cut off and resumed."""
+    def same(values):
+        return all(torch.equal(a, b) for a, b in zip(whole, values, strict=True))
+
+    whole, stage.save_seconds = work(*arguments), 0
+    repeated = same(work(*arguments))
+    try:
+        work(*arguments, stage=stage, cut=True)
+    except CutOff:
+        return {"repeated": repeated, "resumed": same(work(*arguments, stage=stage))}
+    raise RuntimeError("The run ended before it was saved for the first time: give it more steps.")
+
+
+def waits(work, *arguments):
+    """How often work(*arguments) waits for the card, by torch's own count."""
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            work(*arguments)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(warning.message) for warning in heard)
+
+
+def checks(digits, steps):
+    """What is looked at besides the clock, on the digits' device: {"training": …, "Fisher information": …, "waits": …}."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = Workspace(folder)
+        found = {"training": resumed(train, Stage(store, "cvae.pt", {}), digits, steps),
+                 "Fisher information": resumed(fisher, Stage(store, "fim-cvae.pt", {}), digits)}
+    return found | ({"waits": {n: waits(train, digits, n) for n in (200, 400)}} if digits.images.is_cuda else {})
+
+
+def measured(digits, steps, parts, repeats):
+    """The content of gpu.json, from this many steps of the checks and these parts of the reference's stages."""
+    return {"checks": checks(digits, steps), "stages": side_by_side.compare(STAGES, parts, repeats),
+            "versions": versions() | {"cuda": torch.version.cuda}}
+
+
+def table(result):
+    """What is printed of gpu.json: a table, and a sentence on each check."""
+    found, of = dict(result["checks"]), result["versions"]
+    waited = found.pop("waits", {})
+    which = {True: "the same values", False: "OTHER values"}
+    lines = [f"{name}: {which[check['repeated']]} from the same seed, {which[check['resumed']]} when cut off and resumed."
+             for name, check in found.items()]
+    lines += [f"Waits for the card: {', '.join(f'{count} in {n} steps' for n, count in waited.items())}."] if waited else []
+    return "\n".join([*side_by_side.rows(result["stages"]), "", *lines,
+                      f"{of['hardware']}, torch {of['torch']}, CUDA {of['cuda']}; median (min to max) of n runs."])
+
+
+def main():
+    try:
+        device = pick_device("cuda")
+    except ValueError:
+        raise SystemExit("Nothing was measured, because torch finds no CUDA card here that works: run this where there is "
+                         "one, as in a Colab GPU runtime.") from None
+    folder = os.environ.setdefault("AMNESIA_DATA", str(side_by_side.REPOSITORY / "data"))
+    result = measured(load_digits("MNIST", folder, device)[0], 12_500, (400, 2000, 150, None, None), 3)
+    RESULT.write_text(json.dumps(result, indent=1))
+    print(f"\n{table(result)}\n\nWritten: {RESULT}")
+
+
+if __name__ == "__main__":
+    main()

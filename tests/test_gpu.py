@@ -1,0 +1,60 @@
+"""benchmarks/gpu.py, all of it on the CPU and in miniature."""
+
+import itertools
+import json
+
+import gpu
+import matplotlib.pyplot as plt
+import pytest
+import side_by_side
+import torch
+
+import amnesia
+from amnesia import Digits, fisher, training
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array_")  # matplotlib's, of tensors
+WORK = "training", "Fisher information"
+
+
+@pytest.fixture
+def few(digits, monkeypatch):
+    """Images in the place of every data set, few steps of everything, saved at each, and no process of its own."""
+    small = [Digits(*(values[::len(values) // 300] for values in (part.images, part.labels)), part.name) for part in digits]
+    whole, ticks = side_by_side.notebook, itertools.count(0, 100)
+
+    def notebook(number, workspace, **parameters):
+        return whole(number, workspace, **{**parameters, "steps": 3, "n_samples": 400, "n_per_class": 10, "device": "cpu"})
+
+    for owner, name, value in (
+            (amnesia, "load_digits", lambda dataset, folder, device: small), (amnesia, "grow", lambda digits, seed: digits),
+            (amnesia, "png", lambda figure: plt.close(figure) or b""), (amnesia, "gif", lambda *_, **options: b""),
+            (side_by_side, "notebook", notebook),
+            (side_by_side, "loader", lambda: [(small[0].images[:256].view(-1, 1, 28, 28) / 255, small[0].labels[:256])]),
+            (side_by_side, "measure", lambda work, argument: {"memory_mb": 1.0} | work(argument)),
+            (side_by_side, "device", lambda: "cpu"), (training.time, "perf_counter", lambda: next(ticks))):
+        monkeypatch.setattr(owner, name, value)
+    return small[0]
+
+
+def test_all_of_it_in_miniature(few, monkeypatch):
+    monkeypatch.delitem(gpu.STAGES, "04 + 05")  # which are among all five
+    result = json.loads(json.dumps(gpu.measured(few, 30, (2, 2, 2, None), repeats=1)))
+    assert result["checks"] == {work: {"repeated": True, "resumed": True} for work in WORK}
+    table = gpu.table(result)
+    assert all(f"| {stage} |" in table for stage in gpu.STAGES) and result["versions"]["hardware"] in table
+    assert "training: the same values from the same seed, the same values when cut off and resumed." in table
+
+
+def test_a_run_that_resumes_to_other_values_is_found(few, monkeypatch):
+    """As on a card whose random state is not put back."""
+    for room in (training, fisher):
+        monkeypatch.setattr(room, "set_rng_state", lambda state, device: torch.manual_seed(1))
+    checks, versions = gpu.checks(few, 30), gpu.versions() | {"cuda": None}
+    assert checks == {work: {"repeated": True, "resumed": False} for work in WORK}
+    assert "OTHER values when cut off" in gpu.table({"checks": checks, "stages": {}, "versions": versions})
+
+
+def test_without_a_card_it_says_so(monkeypatch):
+    monkeypatch.setattr(gpu, "pick_device", lambda device: (_ for _ in ()).throw(ValueError))
+    with pytest.raises(SystemExit, match="no CUDA card here that works"):
+        gpu.main()
