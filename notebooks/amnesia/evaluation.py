@@ -131,41 +131,49 @@ def forgetting_metrics(probabilities, asked):
             "entropy": mean_interval(entropy(probabilities))}
 
 
-def model_metrics(judge, samples, cvae, test, forgotten, kept):
+def model_metrics(judge, samples, cvae, test, forgotten, kept, real=None):
     """One model's block of evaluation-<digits>.json.
 
-    samples: uint8 (10, n, 28, 28), row = label asked for; test: Digits of real test images; forgotten, kept: labels.
+    samples: uint8 (10, n, 28, 28), row = label asked for; test: Digits of real test images; forgotten, kept: labels; real:
+    ask(judge, test.images), if that is known already.
     """
     n = samples.shape[1]
     probabilities, features = (values.view(CLASSES, n, -1) for values in ask(judge, samples))
     confusion = torch.stack([row.bincount(minlength=CLASSES) for row in probabilities.argmax(2)])  # (10, 10) counts
     hits = confusion.diagonal()[kept]
-    real = ask(judge, test.only(kept).images)[1]
+    real_features = (real or ask(judge, test.images))[1][of_labels(test, kept)]
     asked = torch.tensor(forgotten).repeat_interleave(n)
     return {"n_per_class": n, "confusion": confusion.tolist(), **with_intervals(
         **forgetting_metrics(probabilities[forgotten].flatten(0, 1), asked),
         kept_accuracy=wilson_interval(hits.sum().item(), n * len(kept)),
         kept_accuracy_worst=wilson_interval(hits.min().item(), n),
-        kept_frechet=frechet_interval(features[kept].flatten(0, 1), real),
+        kept_frechet=frechet_interval(features[kept].flatten(0, 1), real_features),
         kept_elbo=mean_interval(elbo(cvae, test.only(kept))),
         forgotten_elbo=mean_interval(elbo(cvae, test.only(forgotten))))}
 
 
-def reference_metrics(judge, train, test, forgotten, kept, n=1000):
+def of_labels(digits, labels):
+    """Which of these digits have one of the labels: (N,) bool, on the CPU."""
+    return torch.isin(digits.labels.cpu(), torch.tensor(labels))
+
+
+def reference_metrics(judge, train, test, forgotten, kept, n=1000, real=None):
     """The block `reference`: the judge on real test digits, on flat 0.5 grey, on uniform noise; and the Frechet floor.
 
-    The floor is the distance of real training images of the kept labels, `n` a label, from the real test images.
+    The floor is the distance of real training images of the kept labels, `n` a label, from the real test images. real:
+    ask(judge, test.images), if that is known already.
     """
     asked = torch.tensor(forgotten).repeat_interleave(n)
     noise = torch.randint(256, (n, PIXELS), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    real, floor = test.only(forgotten), torch.cat([train.only([digit]).images[:n] for digit in kept])
-    real_kept, real_features = ask(judge, test.only(kept).images)
-    hits = (real_kept.argmax(1) == test.only(kept).labels.cpu()).sum().item()
-    frechet_floor, floor_interval = frechet_interval(ask(judge, floor)[1], real_features)
+    floor = torch.cat([train.only([digit]).images[:n] for digit in kept])
+    (verdict, features), labels = real or ask(judge, test.images), test.labels.cpu()
+    of_kept, gone = of_labels(test, kept), of_labels(test, forgotten)
+    hits = (verdict.argmax(1) == labels)[of_kept].sum().item()
+    frechet_floor, floor_interval = frechet_interval(ask(judge, floor)[1], features[of_kept])
     grey_probability, grey_entropy = grey_reference(judge, forgotten)
     return {
-        "real": with_intervals(**forgetting_metrics(ask(judge, real.images)[0], real.labels.cpu()),
-                               kept_accuracy=wilson_interval(hits, len(real_kept))),
+        "real": with_intervals(**forgetting_metrics(verdict[gone], labels[gone]),
+                               kept_accuracy=wilson_interval(hits, of_kept.sum().item())),
         "grey": {"forgotten_probability": grey_probability, "entropy": grey_entropy},
         "noise": with_intervals(**forgetting_metrics(ask(judge, noise)[0].repeat(len(forgotten), 1), asked)),
         "kept_frechet_floor": frechet_floor, "interval95": {"kept_frechet_floor": floor_interval}}
