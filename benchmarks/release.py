@@ -2,7 +2,7 @@
 
 Runs the five notebooks as committed, in order; saves them executed, in place; copies what 3 to 5 made of the released
 model to checkpoints/released and figures/released; forgets each other digit as well, of which it keeps the evaluation;
-and writes the pages' tables from these files. The judge is not retrained.
+writes the pages' tables from these files, and play.html. The judge is not retrained.
 
 python benchmarks/release.py train releases the newly trained model too; the studies have to be run anew then.
 python benchmarks/release.py FashionMNIST does the same with another data set, its judge trained on the way, and keeps the
@@ -20,6 +20,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import papermill
+import play
 from nbclient import NotebookClient
 from nbconvert.preprocessors.coalescestreams import CoalesceStreamsPreprocessor
 
@@ -165,6 +166,7 @@ def release(train):
         run(workspace, NOTEBOOKS[2:], forget=[digit])
         name = f"evaluation-{digit}.json"
         shutil.copy(workspace / "checkpoints" / name, REPOSITORY / "checkpoints" / "released" / name)
+    play.write()
 
 
 def release_other(dataset):

@@ -1,9 +1,11 @@
 """The pages say what the released run's files say, and point at files that exist."""
 
+import hashlib
 import json
 import re
 
 import nbformat
+import play
 import pytest
 import scaling
 from conftest import REPOSITORY
@@ -22,6 +24,15 @@ def test_tables_are_those_of_the_released_run():
 def test_the_front_page_is_one_screen():
     text = FRONT.read_text()
     assert len(text.split()) <= 900 and len(re.findall(r"^\|[ -:|]*--[ -:|]*\|$", text, re.MULTILINE)) <= 3
+
+
+def test_the_page_without_an_install_is_made_of_the_released_files():
+    page, template = play.PAGE.read_text(), play.TEMPLATE.read_text()
+    assert len(page.encode()) <= 2_000_000 and "default-src 'none'" in page  # which lets it ask no network for anything
+    assert re.split("{{about}}|{{numbers}}", template)[::2] == [page.split('"application/json">')[0] + '"application/json">',
+                                                              "</script>" + page.split("</script>", 2)[2]]
+    about = json.loads(re.search('"application/json">(.*)</script>', page)[1])
+    assert about["digests"] == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in play.FILES}
 
 
 def test_the_comparison_is_that_of_its_file():
