@@ -2,7 +2,7 @@
 
 Runs the five notebooks as committed, in order; saves them executed, in place; copies what 3 to 5 made of the released
 model to checkpoints/released and figures/released; forgets each other digit as well, of which it keeps the evaluation;
-writes the pages' tables from these files, and play.html. The judge is not retrained.
+writes the pages' tables from these files, play.html and the drawing. The judge is not retrained.
 
 python benchmarks/release.py train releases the newly trained model too; the studies have to be run anew then.
 python benchmarks/release.py FashionMNIST does the same with another data set, its judge trained on the way, and keeps the
@@ -17,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import drawing
 import nbformat
 import pandas as pd
 import papermill
@@ -167,6 +168,7 @@ def release(train):
         name = f"evaluation-{digit}.json"
         shutil.copy(workspace / "checkpoints" / name, REPOSITORY / "checkpoints" / "released" / name)
     play.write()
+    drawing.draw()
 
 
 def release_other(dataset):
