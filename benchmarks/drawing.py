@@ -61,6 +61,7 @@ def model(axes, shown):
         arrow(axes, (200, 292), (x + 14 * sign, 311))
     axes.add_patch(plt.Circle((200, 336), 14, facecolor="white", edgecolor=INK, linewidth=1.5))
     axes.text(200, 337, "z", ha="center", va="center", fontsize=14, style="italic")
+    axes.text(200, 356, "8 numbers", ha="center", va="bottom", fontsize=11)
     axes.text(200, 282, "label 7", ha="center", va="center", bbox={"boxstyle": "round", "facecolor": "white"})
     axes.text(200, 250, "weights θ", ha="center", va="center", fontsize=12, weight="bold")
     picture(axes, shown["7"], 32, 308, 56, "image")
