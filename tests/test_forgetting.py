@@ -143,12 +143,12 @@ def test_the_divergence_is_the_sum_of_its_halves(task):
         (cvae, loss), = losses
         with torch.no_grad():
             for p in cvae.parameters():                                            # moved away from the frozen copy
-                p.mul_(1.1)
+                p.mul_(2)
         torch.manual_seed(1)
         return loss()["remember"].item()
 
     decoder, encoder = remember("decoder"), remember("encoder")
-    assert min(decoder, encoder) > 0.1 and remember("") == pytest.approx(decoder + encoder, rel=1e-5)
+    assert min(decoder, encoder) > 0.01 and remember("") == pytest.approx(decoder + encoder, rel=1e-5)
 
 
 def test_surgery_takes_out_what_works_against_replay(task):

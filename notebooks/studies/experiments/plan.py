@@ -4,7 +4,8 @@
 VARIANTS = {"· springs alike, λ = 0.1": {"lam": 0.1, "importance": "identity"}, "· prior for q": {"posterior": "prior"},
             "· reach 0.3": {"reach": 0.3}, "· prior for q, reach 0.3": {"posterior": "prior", "reach": 0.3}}
 ATTACKED = {"original": {}, "selective amnesia": {}, "· λ = 0": {"lam": 0.0}, "· λ = 0.1": {"lam": 0.1},
-            "· λ = 4": {"lam": 4.0}, "distilled amnesia": {}, "· distilled, λ = 0": {"method": "distilled amnesia", "lam": 0.0},
+            "· λ = 4": {"lam": 4.0}, "distilled amnesia": {},
+            "· distilled, λ = 0": {"method": "distilled amnesia", "lam": 0.0},
             "label edit": {}, "dampening": {}, "random label": {}, "retrain": {}, "oracle": {}, **VARIANTS}
 
 
