@@ -186,7 +186,7 @@ def page(browser):
 
 
 def test_the_page_draws_what_torch_draws(page):
-    """Labels, and mixtures on the way through the forgotten one, within 1 of 255; the judge's probabilities within 0.02."""
+    """Labels, and mixtures on the way through the forgotten one, within 1 of 255; the judge's probabilities within 0.03."""
     kinds = (CVAE, CVAE, Classifier)
     cvae, amnesiac, judge = (Saved(path).build(kind, "cpu") for path, kind in zip(FILES, kinds, strict=True))
     cases = [*((label, -1, 9) for label in range(1, 10)), (7, 0, 9), (7, -0.5, 9), (3, -0.13, 8), (2, 0.81, 6), (1, 0.5, 4)]
@@ -201,7 +201,7 @@ def test_the_page_draws_what_torch_draws(page):
                 expected = model.decode(z[None], asked).sigmoid()
                 judged = judge(expected).softmax(1)[0]
             np.testing.assert_allclose(pixels, (255 * expected[0]).round(), atol=1)
-            np.testing.assert_allclose(probabilities, judged, atol=0.02)
+            np.testing.assert_allclose(probabilities, judged, atol=0.03)
 
 
 def test_the_page_answers_within_a_frame(page):
