@@ -89,7 +89,7 @@ def checks(digits, steps):
         store = Workspace(folder)
         found = {"training": resumed(train, Stage(store, "cvae.pt", {}), digits, steps),
                  "Fisher information": resumed(fisher, Stage(store, "fim-cvae.pt", {}), digits)}
-    return found | ({"waits": {n: waits(train, digits, n) for n in (200, 400)}} if digits.images.is_cuda else {})
+    return found | ({"waits": {n: waits(train, digits, n) for n in (600, 1200)}} if digits.images.is_cuda else {})
 
 
 def measured(digits, steps, parts, repeats):
@@ -105,7 +105,9 @@ def table(result):
     which = {True: "the same values", False: "OTHER values"}
     lines = [f"{name}: {which[check['repeated']]} from the same seed, {which[check['resumed']]} when cut off and resumed."
              for name, check in found.items()]
-    lines += [f"Waits for the card: {', '.join(f'{count} in {n} steps' for n, count in waited.items())}."] if waited else []
+    if waited:
+        counts = ", ".join(f"{count} in {n} steps" for n, count in waited.items())
+        lines.append(f"Waits for the card: {counts}, with those for 30 pictures and a look at the losses every second.")
     return "\n".join([*side_by_side.rows(result["stages"]), "", *lines,
                       f"{of['hardware']}, torch {of['torch']}, CUDA {of['cuda']}; median (min to max) of n runs."])
 

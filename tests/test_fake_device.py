@@ -16,7 +16,6 @@ from amnesia import CVAE, Digits, Stage, Workspace, fit, negative_elbo_terms, tr
 from experiments import loading, scoring
 from experiments.loading import Experiment
 from experiments.methods import METHODS, references
-from experiments.methods.distillation import distilled
 from experiments.methods.selective_amnesia import batch_mean_fisher, selective_amnesia
 from experiments.recovery import forget_and_recover
 from experiments.scoring import forget_and_score, forget_in_turn
@@ -111,7 +110,7 @@ def experiment(elsewhere, tmp_path_factory):
     return Experiment(str(tmp_path_factory.mktemp("experiment")), device=DEVICE.type)
 
 
-FORGETTING = {**{name: method for name, (method, _) in METHODS.items()}, "distillation": distilled,
+FORGETTING = {**{name: method for name, (method, _) in METHODS.items()},
               "identity": lambda task: selective_amnesia(task, importance="identity"),
               "prior": lambda task: selective_amnesia(task, posterior="prior", reach=0.3)}
 
@@ -128,7 +127,7 @@ def test_no_step_of_a_method_waits(elsewhere, experiment, name):
 
 WORK = {"the judge": lambda e: train_judge(Workspace(e.store.folder / "another"), e.train, steps=2, batch_size=16),
         "score": lambda e: forget_and_score(e, "selective amnesia", [0], scale=0.002, bounds=True),
-        "in turn": lambda e: forget_in_turn(e, [0, 3], scale=0.002),
+        "in turn": lambda e: forget_in_turn(e, [0, 3], scale=0.002, remember="distil"),
         "recover": lambda e: forget_and_recover(e, "selective amnesia", [0], scale=0.002, restarts=4),
         "batch mean": lambda e: batch_mean_fisher(e.task([0]), n_samples=500)}
 

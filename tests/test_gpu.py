@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import warnings
 
 import gpu
 import matplotlib.pyplot as plt
@@ -52,6 +53,18 @@ def test_a_run_that_resumes_to_other_values_is_found(few, monkeypatch):
     checks, versions = gpu.checks(few, 30), gpu.versions() | {"cuda": None}
     assert checks == {work: {"repeated": True, "resumed": False} for work in WORK}
     assert "OTHER values when cut off" in gpu.table({"checks": checks, "stages": {}, "versions": versions})
+
+
+def test_waits_are_those_that_torch_warns_of(monkeypatch):
+    modes = []
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+
+    def work(times):
+        for _ in range(times):
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)  # torch's own words
+        warnings.warn("something else", stacklevel=1)
+
+    assert gpu.waits(work, 3) == 3 and modes == ["warn", "default"]
 
 
 def test_without_a_card_it_says_so(monkeypatch):
