@@ -21,7 +21,7 @@ from amnesia import few_greys, figures, gif, panel, show
 
 def test_a_gif_shows_its_curves_under_the_frames():
     frames = torch.zeros(3, 10, 8, 28, 28, dtype=torch.uint8)
-    plain, curved = (imageio.imread(io.BytesIO(gif(frames, "abc", curves=curves)), index=None)
+    plain, curved = (imageio.imread(io.BytesIO(gif(frames, [0, 2, 30], curves=curves)), index=None)
                      for curves in (None, {"P": torch.tensor([1.0, 0.5, 0.0]), "H": torch.tensor([0.0, 2.0, 1.0])}))
     height = plain.shape[1]
     assert len(curved) == 3 and curved.shape[1] > height and curved.shape[2] == plain.shape[2]
@@ -34,7 +34,7 @@ def test_what_is_grey_all_over_is_shown_as_one_grey():
     plain = (grey * 255).round().byte()
     assert plain.unique().tolist() == [127, 128] and few_greys(grey).unique().tolist() == [128]
     for frames in (few_greys(grey), plain):
-        inside = imageio.imread(gif(torch.cat([frames] * 2), "ab"), index=0)[40:240, 40:200]
+        inside = imageio.imread(gif(torch.cat([frames] * 2), [0, 1]), index=0)[40:240, 40:200]
         assert len(np.unique(inside)) == 1
     shades = few_greys(torch.linspace(0, 1, 1001))
     assert len(shades.unique()) == 13 and (few_greys(shades / 255) == shades).all()
@@ -49,7 +49,7 @@ def test_a_gif_goes_out_as_a_png_with_its_text_on_the_ipython_of_colab_too(monke
     shown = []
     monkeypatch.setattr(figures, "Image", image_of_7_34)
     monkeypatch.setattr(figures, "display", lambda image: shown.append(DisplayFormatter().format(image)))
-    content = gif(torch.zeros(2, 10, 8, 28, 28, dtype=torch.uint8), "ab")
+    content = gif(torch.zeros(2, 10, 8, 28, 28, dtype=torch.uint8), [0, 1])
     show(content, alt="nothing but black")
     (data, metadata), = shown
     assert metadata["image/png"] == {"alt": "nothing but black"}
