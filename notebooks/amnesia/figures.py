@@ -6,6 +6,7 @@ import io
 import imageio.v3 as imageio
 import matplotlib.pyplot as plt
 import numpy as np
+import PIL.Image
 import torch
 from IPython import get_ipython
 from IPython.display import Image, display
@@ -49,11 +50,15 @@ def name_classes(axis, names, places=range(10)):
 
 
 def png(figure):
-    """A matplotlib figure as the bytes of a PNG, at twice the resolution that show() shows it at; the figure is closed."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight", dpi=2 * figure.dpi)
+    """A matplotlib figure as the bytes of a PNG, twice the size that show() gives it; the figure is closed.
+
+    In at most 256 colours, which halves the file and which nobody sees: grids of greys are kept exactly.
+    """
+    drawn, few = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", bbox_inches="tight", dpi=2 * figure.dpi)
     plt.close(figure)
-    return buffer.getvalue()
+    PIL.Image.open(drawn).convert("RGB").quantize(256, dither=PIL.Image.Dither.NONE).save(few, "PNG", optimize=True)
+    return few.getvalue()
 
 
 def gif(frames, moments, row_labels=range(10), seconds=0.2, curves=None):
