@@ -12,9 +12,9 @@ import tempfile
 from pathlib import Path
 
 import papermill
-from release import REPOSITORY, STUDIED, execute, fill, read
+from release import REPOSITORY, STUDIED, execute, fill
 
-from experiments.loading import released
+from experiments.loading import released, released_grey
 from experiments.methods import METHODS
 from experiments.plan import plan
 from experiments.tables import frame, markdown, partners, summary
@@ -24,32 +24,27 @@ RELEASED = REPOSITORY / "checkpoints" / "released"
 ROWS = {name: {} for name in METHODS}
 
 
-def published_grey(forget, dataset="."):
-    """What the judge of the released run says of flat grey: (P of these labels, H)."""
-    grey = read(f"{dataset}/evaluation-{forget[0]}.json")["reference"]["grey"]
-    return grey["forgotten_probability"], grey["entropy"]
-
-
 def summary_table(records, attacks):
     """The table of every method, and both references, beside the original, from studies.jsonl and attacks.jsonl."""
-    runs = frame(records, plan(ROWS, [[0]], range(3), bounds=True), published_grey)
-    attacked = frame(attacks, plan(ROWS, [[0]], range(3), restarts=128), published_grey)
+    runs = frame(records, plan(ROWS, [[0]], range(3), bounds=True), released_grey)
+    attacked = frame(attacks, plan(ROWS, [[0]], range(3), restarts=128), released_grey)
     control = partners(attacked, attacked.loc[["retrain"]])
-    attacked["attack excess"] = attacked["searches"] - control["searches"]
+    attacked["inversion excess"] = attacked["inversion from 100 images"] - control["inversion from 100 images"]
     attacked["relearning ratio"] = attacked["steps, k = 10"] / control["steps, k = 10"]
     table = summary(runs, {"P − grey": "+.3f", "H / grey": ".3f", "worst kept digit": ".3f", "kept ELBO": ".2f"})
-    table = table.join(summary(attacked, {"attack excess": "+.2f", "relearning ratio": ".2f"}).drop(columns="n")).fillna("–")
+    recovered = summary(attacked, {"inversion excess": "+.2f", "relearning ratio": ".2f"}).drop(columns="n")
+    table = table.join(recovered).fillna("–")
     table["real data"] = [METHODS[name][1] or "–" for name in table.index]
     table["seconds"] = summary(runs, {"seconds": ".1f"})["seconds"]
     versions = records[0]["versions"]
-    note = (f"Forgotten: 0; mean ± sd over {table.pop('n').max()} seeds; 1,000 samples a label. "
+    note = (f"Forgotten: 0; mean ± sd over {table.pop('n').max()} seeds; 1,000 samples per label. "
             f"Seconds on one core, two runs side by side. {versions['hardware']}, torch {versions['torch']}.")
     return f"{markdown(table.rename(columns={'kept ELBO': 'kept ELBO, nats'}))}\n\n{note}"
 
 
 def fashion_table(records):
     """The table of what forgets T-shirts: the records of study 3 with dataset = "FashionMNIST"."""
-    runs = frame(records, plan(ROWS, [[0]], range(3), bounds=True), lambda forget: published_grey(forget, "FashionMNIST"))
+    runs = frame(records, plan(ROWS, [[0]], range(3), bounds=True), lambda forget: released_grey(forget, "FashionMNIST"))
     table = summary(runs, {"P": ".3f", "H": ".3f", "kept accuracy": ".3f", "worst kept digit": ".3f", "Fréchet": ".1f",
                            "recall": ".3f", "kept ELBO": ".2f"})
     return markdown(table.drop(columns="n").rename(columns={"worst kept digit": "worst kept class",

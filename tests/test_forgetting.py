@@ -11,10 +11,11 @@ from experiments.methods import references
 from experiments.methods.ascent import CEILING, naive, neggrad
 from experiments.methods.distillation import distilled
 from experiments.methods.editing import dampening, label_edit
+from experiments.methods.projection import surgery
 from experiments.methods.references import oracle, retrain
-from experiments.methods.relabelling import random_label, saliency
+from experiments.methods.relabelling import feature, random_label, saliency
 from experiments.methods.selective_amnesia import batch_mean_fisher, identity, selective_amnesia
-from experiments.methods.task import Task
+from experiments.methods.task import Task, replay, some
 
 
 @pytest.fixture
@@ -132,6 +133,56 @@ def test_saliency_changes_half_of_the_weights(task):
                          for after in (saliency(task), random_label(task)))
     share = sum(m.sum() for m in moved) / sum(m.numel() for m in moved)
     assert 0.3 < share <= 0.5 < sum(m.sum() for m in everything) / sum(m.numel() for m in everything)
+
+
+def test_the_divergence_is_the_sum_of_its_halves(task):
+    def remember(only):
+        losses = []
+        task.minimise = lambda cvae, loss: losses.append((cvae, loss)) or cvae
+        distilled(task, only=only)
+        (cvae, loss), = losses
+        with torch.no_grad():
+            for p in cvae.parameters():                                            # moved away from the frozen copy
+                p.mul_(2)
+        torch.manual_seed(1)
+        return loss()["remember"].item()
+
+    decoder, encoder = remember("decoder"), remember("encoder")
+    assert min(decoder, encoder) > 0.01 and remember("") == pytest.approx(decoder + encoder, rel=1e-5)
+
+
+def test_surgery_takes_out_what_works_against_replay(task):
+    """One step of plain descent along what minimise() is given: the part along replay's gradient is replay's own."""
+    steps = []
+
+    def minimise(cvae, loss, **choices):
+        terms = loss()
+        sum(terms.values()).backward()
+        steps.append((cvae, torch.cat([p.grad.flatten() for p in cvae.parameters()])))
+        return cvae
+
+    task.minimise = minimise
+    surgery(task)
+    cvae, step = steps[0]
+    torch.manual_seed(task.seed)
+    c_f, c_r = some(task.forgotten, task.batch_size // 8), some(task.kept, task.batch_size)
+    values = [-sum(negative_elbo_terms(cvae, replay(task.cvae, c_f), one_hot(c_f))).mean(),
+              sum(negative_elbo_terms(cvae, replay(task.cvae, c_r), one_hot(c_r))).mean()]
+    g_f, g_r = (torch.cat([g.flatten() for g in torch.autograd.grad(value, list(cvae.parameters()))]).double()
+                for value in values)
+    along = g_r / g_r.norm()
+    assert step.double() @ along == pytest.approx(g_r.norm().item(), rel=1e-3)
+    torch.testing.assert_close(step.double() - (step.double() @ along) * along, g_f - (g_f @ along) * along,
+                               rtol=1e-2, atol=1e-3)
+
+
+def test_feature_unlearning_draws_a_mixture_under_the_forgotten_label(task):
+    task.scale = 0.1
+    after, z = feature(task), torch.randn(100, 4)
+    asked = one_hot(torch.full((100,), 3))
+    mixture = task.cvae.decode(z, one_hot(task.kept).mean(0).expand(100, -1)).sigmoid()
+    before, now = ((cvae.decode(z, asked).sigmoid() - mixture).square().mean() for cvae in (task.cvae, after))
+    assert now < 0.5 * before
 
 
 @pytest.mark.parametrize("method", [naive, neggrad])

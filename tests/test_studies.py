@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import REPOSITORY
 from release import STUDIED
-from release_studies import ROWS, STUDIES, fashion_table, published_grey, summary_table
+from release_studies import ROWS, STUDIES, fashion_table, released_grey, summary_table
 
 from amnesia import CVAE, Digits, evaluation, model_metrics
 from amnesia.files import Saved
@@ -24,7 +24,7 @@ from experiments.plan import grid, plan
 from experiments.recovery import forget_and_recover
 from experiments.scoring import forget_and_score, forget_in_turn
 from experiments.sweep import unpack
-from experiments.tables import change, figures, frame, markdown, partners, spread, summary
+from experiments.tables import change, clustered, figures, frame, markdown, partners, spread, summary
 
 RELEASED = REPOSITORY / "checkpoints" / "released"
 
@@ -94,6 +94,14 @@ def test_one_after_another_starts_from_the_last_model_and_scores_all(small):
     assert [torch.tensor(one["drawn"]).shape for one in rounds] == [(1, 4, 28, 28), (2, 4, 28, 28)]
 
 
+def test_one_after_another_by_distillation_holds_what_was_forgotten_before(small, monkeypatch):
+    held = []
+    monkeypatch.setattr(scoring, "distilled", lambda task: held.append((task.forgotten.tolist(), task.kept.tolist()))
+                        or task.cvae)
+    forget_in_turn(small, [4, 2], scale=0.005, remember="distil")
+    assert held == [([4], [0, 1, 2, 3, 5, 6, 7, 8, 9]), ([2], [0, 1, 3, 5, 6, 7, 8, 9, 4])]
+
+
 def test_a_sweep_keeps_what_it_has_and_a_worker_reads_the_same_files(small):
     runs = {"label edit": grid("label edit", [[1]], (0, 1), scale=0.005)}
     own = small.sweep(forget_and_score, runs, n_jobs=1)
@@ -120,6 +128,8 @@ def record(method, seed, elbo, forget=(0,), **more):
 def test_a_plan_is_a_row_of_settings():
     rows = plan({"original": {}, "· λ = 0": {"lam": 0.0}}, [[0], [3, 8]], (0, 1), bounds=True)
     assert rows["original"] == grid("original", [[0], [3, 8]], (0, 1), bounds=True) and len(rows["original"]) == 4
+    other = plan({"· distilled, λ = 0": {"method": "distilled amnesia", "lam": 0.0}}, [[0]], [0])
+    assert other["· distilled, λ = 0"] == grid("distilled amnesia", [[0]], [0], lam=0.0)
     assert rows["· λ = 0"][1] == {"method": "selective amnesia", "forget": [3, 8], "seed": 0, "lam": 0.0, "bounds": True}
 
 
@@ -161,6 +171,14 @@ def test_spread():
     assert spread([-0.01], ".1f") == "0.0" and spread(pd.Series([1.0, np.nan]), ".0f") == "1"
 
 
+def test_intervals_are_those_of_the_seeds():
+    """By hand: a mean of 0.2, an sd of 0.1, and Student's t of 4.303 with two degrees of freedom."""
+    half = 4.3027 * 0.1 / 3 ** 0.5
+    assert clustered([0.1, 0.2, 0.3], "+.3f") == f"+0.200 ({0.2 - half:+.3f} to {0.2 + half:+.3f})"
+    assert clustered([0.1], "+.2f") == clustered([0.1, np.nan], "+.2f") == "+0.10"
+    assert clustered([0.0, 0.0], "+.1f") == "+0.0"
+
+
 @pytest.mark.parametrize(("log", "files", "least"), [
     ("studies", ("cvae.pt", "fim-cvae.pt", "classifier.pt"), 200),
     ("attacks", ("cvae.pt", "fim-cvae.pt", "classifier.pt", "classifier-1.pt"), 50)])
@@ -181,8 +199,8 @@ def test_their_page_has_their_tables():
 @pytest.mark.mnist
 def test_a_published_run_comes_out_again(tmp_path):
     """Dampening is quick enough to be run anew; another kind of CPU may round otherwise."""
-    again = figures(forget_and_score(Experiment(tmp_path, device="cpu"), "dampening", [0]), [0], published_grey([0]))
-    runs = frame(released("studies"), plan(ROWS, [[0]], [0], bounds=True), published_grey)
+    again = figures(forget_and_score(Experiment(tmp_path, device="cpu"), "dampening", [0]), [0], released_grey([0]))
+    runs = frame(released("studies"), plan(ROWS, [[0]], [0], bounds=True), released_grey)
     for name in ("P", "H", "kept ELBO", "kept accuracy", "recall", "leakage"):
         assert again[name] == pytest.approx(runs.loc["dampening"][name].item(), abs=0.02, rel=0.02), name
 

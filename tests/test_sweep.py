@@ -1,5 +1,6 @@
 """Sweeps: every result once, whatever stops in between."""
 
+import errno
 import json
 import os
 import signal
@@ -11,6 +12,9 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
+from amnesia import drive
+from amnesia.drive import WorkspaceError
+from experiments import sweep as sweep_module
 from experiments.sweep import Log, sweep
 
 FOLDERS = ("notebooks", "notebooks/studies", "tests")  # what a process of its own must find
@@ -77,6 +81,39 @@ def test_a_cut_off_or_altered_line_is_run_again(log, damage):
     log.path.write_bytes(damage(log.path.read_bytes()))
     assert squares(sweep(square, GRID, log, n_jobs=1)) == [x * x for x in range(8)]
     assert squares(sweep(square, GRID, log, n_jobs=1)) == [x * x for x in range(8)]
+
+
+def test_a_drive_that_refuses_for_a_moment_loses_no_result(log, monkeypatch):
+    """fsync refused as on WSL's drives, the first open refused as by a virus scanner, and no lock asked for."""
+    refusals = [OSError(errno.EACCES, "held by another program")]
+
+    def hesitant(path, *how, **options):
+        if refusals and Path(path) == log.path:
+            raise refusals.pop()
+        return open(path, *how, **options)
+
+    def refuse(number):
+        raise OSError(errno.EINVAL, "no fsync here")
+
+    monkeypatch.setattr(sweep_module, "open", hesitant, raising=False)
+    monkeypatch.setattr(os, "fsync", refuse)
+    monkeypatch.setattr(drive, "WAITS", (0, 0))
+    assert squares(sweep(square, GRID, log, n_jobs=1)) == [x * x for x in range(8)] and not refusals
+    refusals += [OSError(errno.EIO, "gone")] * 3
+    with pytest.raises(WorkspaceError, match="could not be written"):
+        log.append({"x": 9}, {})
+
+
+def test_two_at_once_leave_every_line_whole(log):
+    """Two processes append lines of half a megabyte."""
+    script = PROLOGUE + f"""
+log = Log(Path({str(log.path)!r}), LINEAGE)
+for x in range(20):
+    log.append({{"x": x, "who": sys.argv[1]}}, {{"text": sys.argv[1] * 500_000}})
+"""
+    both = [subprocess.Popen([sys.executable, "-c", script, who]) for who in "ab"]
+    assert [one.wait() for one in both] == [0, 0]
+    assert len(log.records()) == 40 == sum(map(bool, log.path.read_bytes().splitlines()))    # an empty line does no harm
 
 
 def test_results_of_another_model_are_not_taken(log):

@@ -196,6 +196,7 @@ class Stage:
         try:
             return restore(saved)
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            aside = self.unfinished.replace(self.path.with_name(f"{self.path.stem}.unusable.pt"))
+            aside = self.path.with_name(f"{self.path.stem}.unusable.pt")
+            patiently(partial(self.unfinished.replace, aside))
             raise WorkspaceError(f"{self.unfinished} does not fit this version of the project ({error}), and is set aside "
                                  f"as {aside.name}. Run this cell again: it starts anew.") from error

@@ -1,6 +1,7 @@
 """What every run of a study starts from: the models and the digits, in a workspace or released; and the logs of runs."""
 
 import contextlib
+import json
 import os
 from copy import deepcopy
 from functools import cache, cached_property, partial
@@ -90,8 +91,19 @@ class Experiment:
 
 def released(log, dataset="MNIST"):
     """All records of a released log."""
-    folder = REPOSITORY / "checkpoints" / "released" / ("" if dataset == "MNIST" else dataset)
-    return list(Log(folder / f"{log}.jsonl").records().values())
+    return list(Log(released_folder(dataset) / f"{log}.jsonl").records().values())
+
+
+def released_grey(forgotten, dataset="MNIST"):
+    """What the judge of the released run says of flat grey: (P of these labels, H)."""
+    evaluation = json.loads((released_folder(dataset) / f"evaluation-{forgotten[0]}.json").read_text())
+    grey = evaluation["reference"]["grey"]
+    return grey["forgotten_probability"], grey["entropy"]
+
+
+def released_folder(dataset):
+    """Where a data set's released checkpoints lie."""
+    return REPOSITORY / "checkpoints" / "released" / ("" if dataset == "MNIST" else dataset)
 
 
 @cache

@@ -4,8 +4,9 @@
 VARIANTS = {"· springs alike, λ = 0.1": {"lam": 0.1, "importance": "identity"}, "· prior for q": {"posterior": "prior"},
             "· reach 0.3": {"reach": 0.3}, "· prior for q, reach 0.3": {"posterior": "prior", "reach": 0.3}}
 ATTACKED = {"original": {}, "selective amnesia": {}, "· λ = 0": {"lam": 0.0}, "· λ = 0.1": {"lam": 0.1},
-            "· λ = 4": {"lam": 4.0}, "label edit": {}, "dampening": {}, "random label": {}, "retrain": {}, "oracle": {},
-            **VARIANTS}
+            "· λ = 4": {"lam": 4.0}, "distilled amnesia": {},
+            "· distilled, λ = 0": {"method": "distilled amnesia", "lam": 0.0},
+            "label edit": {}, "dampening": {}, "random label": {}, "retrain": {}, "oracle": {}, **VARIANTS}
 
 
 def grid(method, sets, seeds, **options):
@@ -14,7 +15,7 @@ def grid(method, sets, seeds, **options):
 
 
 def plan(rows, sets, seeds, **common):
-    """{row: settings of its runs} for {row: options}: a row's name is its method's, but one that begins with a dot is
-    Selective Amnesia with other options. common: options of all rows."""
-    return {row: grid("selective amnesia" if row.startswith("·") else row, sets, seeds, **options, **common)
-            for row, options in rows.items()}
+    """{row: settings of its runs} for {row: options}: a row's name is its method's, but one that begins with a dot is a
+    method with other options: the one among them, by default Selective Amnesia. common: options of all rows."""
+    return {row: grid(**{"method": "selective amnesia" if row.startswith("·") else row, **options, **common},
+                      sets=sets, seeds=seeds) for row, options in rows.items()}

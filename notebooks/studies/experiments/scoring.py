@@ -11,7 +11,7 @@ from amnesia.parameters import forget_set
 from amnesia.training import Diverged
 
 from .bounds import importance_weighted_bound, refit_encoder
-from .methods import Task, selective_amnesia
+from .methods import Task, distilled, selective_amnesia
 
 SAMPLES = 1000  # of each label, that a model is judged by
 
@@ -32,16 +32,20 @@ def forget_and_score(experiment, method, forget, seed=0, scale=1.0, bounds=False
             **(tight_bounds(experiment, cvae, forget, scale) if bounds else {})}
 
 
-def forget_in_turn(experiment, forget, seed=0, scale=1.0):
-    """Forgets the labels of `forget` one after another, each round from the last one's model and its own Fisher
-    information, with replay of what has not been forgotten so far. Returns {"rounds": [figures after each]}, and with
-    them "drawn", four samples of each label forgotten so far: bytes (labels, 4, 28, 28), always from the same z."""
+def forget_in_turn(experiment, forget, seed=0, scale=1.0, remember="replay"):
+    """Forgets the labels of `forget` one after another, each round from the last one's model and its own Fisher information.
+
+    remember: "replay" rehearses what has not been forgotten so far; "distil" holds every label but the new one to the last
+    model's answers, those forgotten earlier too. Returns {"rounds": [figures after each]}, and with them "drawn", four
+    samples of each label forgotten so far: bytes (labels, 4, 28, 28), always from the same z.
+    """
     cvae, fim, rounds = experiment.cvae, experiment.fim, []
     z = torch.randn(4, cvae.latent_dim, generator=torch.Generator().manual_seed(seed)).to(experiment.device)
     for count in range(1, len(forget) + 1):
         so_far, kept = forget_set(forget[:count])
-        labels, kept = (torch.tensor(some, device=experiment.device) for some in (forget[:count], kept))
-        cvae = selective_amnesia(Task(cvae, fim, experiment.train, labels[-1:], kept, seed, scale))
+        held, method = {"replay": (kept, selective_amnesia), "distil": (kept + forget[:count - 1], distilled)}[remember]
+        labels, held = (torch.tensor(some, device=experiment.device) for some in (forget[:count], held))
+        cvae = method(Task(cvae, fim, experiment.train, labels[-1:], held, seed, scale))
         fim = diagonal_fisher(cvae, max(1, round(50_000 * scale)))
         drawn = cvae.generate(labels.repeat_interleave(4), z.repeat(count, 1)).view(count, 4, 28, 28)
         rounds.append({**score(experiment, cvae, so_far, seed), "drawn": (drawn * 255).round().byte().tolist()})

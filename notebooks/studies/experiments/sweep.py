@@ -5,6 +5,7 @@ The log is a text file of JSON lines, one a run, so that a sweep that was stoppe
 
 import base64
 import contextlib
+import errno
 import json
 import os
 import warnings
@@ -12,9 +13,8 @@ import zlib
 
 import joblib
 import torch
-from filelock import FileLock
 
-from amnesia.drive import WorkspaceError
+from amnesia.drive import force_to_disk, is_there, patiently, read_whole, unwritten
 from amnesia.files import checksum, versions
 from amnesia.training import progress
 
@@ -33,7 +33,7 @@ class Log:
     def records(self):
         """{settings as JSON: record} of the whole lines of this lineage; the first of equal settings counts."""
         found = {}
-        for line in self.path.read_bytes().splitlines() if self.path.exists() else []:
+        for line in read_whole(self.path).splitlines() if is_there(self.path) else []:
             try:
                 record = json.loads(line)
                 whole = record.pop("sha256") == checksum(record)
@@ -44,19 +44,23 @@ class Log:
         return found
 
     def append(self, settings, result):
-        """Adds one record and has it on disk before it returns. Raises WorkspaceError if the disk is full or read-only."""
+        """Adds one record and has it on disk before it returns. Raises WorkspaceError if it could not be written."""
         record = {"settings": settings, "result": result, "lineage": self.lineage, "versions": versions()}
         line = json.dumps({**record, "sha256": checksum(record)}).encode()
-        try:
-            with FileLock(f"{self.path}.lock"), open(self.path, "ab+") as file:
+
+        def write():
+            with open(self.path, "ab+", buffering=0) as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
-                cut_off = file.read(1) not in (b"", b"\n")  # by a kill in the middle of a write
-                file.write(b"\n" * cut_off + line + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise WorkspaceError(f"{self.path} could not be written ({error}). The results before this one are in it. Free "
-                                 "some space, or choose another folder with the parameter `workspace`.") from error
+                cut_off = file.read(1) not in (b"", b"\n")      # by a kill in the middle of a write
+                whole = b"\n" * cut_off + line + b"\n"
+                if file.write(whole) < len(whole):              # one write, at the end: another run's lines stay whole
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                force_to_disk(file)
+
+        try:
+            patiently(write)
+        except (OSError, MemoryError) as error:
+            raise unwritten(self.path, error) from error
 
 
 def pack(images):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+from scipy.stats import ttest_1samp
 
 from amnesia.parameters import forget_set
 
@@ -91,6 +92,16 @@ def spread(numbers, form):
         return "–"
     text = f"{numbers.mean():{form.replace('.', 'z.')}}"    # z: no minus before a zero
     return f"{text} ± {numbers.std():{form.removeprefix('+')}}" if len(numbers) > 1 else text
+
+
+def clustered(shares, form):
+    """'mean (low to high)' of a share's differences, one per seed: a 95 % interval from the seeds' spread (Student's t)."""
+    shares = pd.Series(shares).dropna()
+    text = f"{shares.mean():{form.replace('.', 'z.')}}"
+    if len(shares) < 2 or not shares.std():
+        return text
+    low, high = ttest_1samp(shares, 0).confidence_interval()
+    return f"{text} ({low:{form}} to {high:{form}})"
 
 
 def markdown(table):

@@ -4,13 +4,15 @@ Those that train go on for as many steps, on batches as large, as Selective Amne
 """
 
 from .ascent import naive, neggrad
+from .distillation import distilled
 from .editing import dampening, label_edit
+from .projection import surgery
 from .references import oracle, retrain
-from .relabelling import random_label, saliency
+from .relabelling import feature, random_label, saliency
 from .selective_amnesia import selective_amnesia
 from .task import Task
 
-__all__ = ["METHODS", "Task", "selective_amnesia"]
+__all__ = ["METHODS", "Task", "distilled", "selective_amnesia"]
 
 
 def original(task):
@@ -22,10 +24,13 @@ def original(task):
 METHODS = {
     "original": (original, ""),
     "selective amnesia": (selective_amnesia, "none"),
+    "distilled amnesia": (distilled, "none"),
     "naive": (naive, "none"),
     "NegGrad+": (neggrad, "all"),
+    "gradient surgery": (surgery, "none"),
     "random label": (random_label, "none"),
     "SalUn": (saliency, "none"),
+    "feature unlearning": (feature, "none"),
     "dampening": (dampening, "none"),
     "label edit": (label_edit, "none"),
     "retrain": (retrain, "kept labels"),

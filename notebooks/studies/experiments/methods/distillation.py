@@ -14,9 +14,12 @@ from .selective_amnesia import noise_pairs
 from .task import penalty, some
 
 
-def distilled(task, lam=0.3, batch_size=96):
+def distilled(task, lam=0.3, batch_size=96, only=""):
     """Noise under the forgotten labels, KL to the frozen copy's decoder and encoder under the kept ones, a spring on each
-    weight of stiffness lam F. In batches of notebook 03's size, which is less than the other methods take."""
+    weight of stiffness lam F. In batches of notebook 03's size, which is less than the other methods take.
+
+    only: "decoder" or "encoder" leaves the other half of the divergence out.
+    """
     cvae, original, device = deepcopy(task.cvae), task.cvae, task.kept.device
     distance = penalty(cvae, original, task.fim)
     torch.manual_seed(task.seed)
@@ -31,7 +34,7 @@ def distilled(task, lam=0.3, batch_size=96):
         decoder = bernoulli_nll(cvae.decode(z, y), p_old) - bernoulli_nll(logits_old, p_old)
         mean, log_var = cvae.encode(p_old, y)
         encoder = (log_var - log_var_old + ((mean - mean_old).square() + log_var_old.exp()) / log_var.exp() - 1).sum(1) / 2
-        return decoder + encoder
+        return {"": decoder + encoder, "decoder": decoder, "encoder": encoder}[only]
 
     def loss():
         c_f, c_r = some(task.forgotten, 24).repeat(2), some(task.kept, batch_size)
