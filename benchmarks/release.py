@@ -2,8 +2,10 @@
 
 Runs the five notebooks as committed, in order; saves them executed, in place; copies what 3 to 5 made of the released
 model to checkpoints/released and figures/released; forgets each other digit as well, of which it keeps the evaluation;
-and writes the pages' tables from these files. The judge is not retrained.
+writes the pages' tables from these files, play.html and the drawing. The judge is not retrained.
 
+python benchmarks/release.py pages writes the pages only: the tables, and, once pyproject.toml says where the repository
+is, Colab's badges and the notebooks' REPO_URL.
 python benchmarks/release.py train releases the newly trained model too; the studies have to be run anew then.
 python benchmarks/release.py FashionMNIST does the same with another data set, its judge trained on the way, and keeps the
 evaluations and the figures only, in folders of that name.
@@ -12,15 +14,19 @@ evaluations and the figures only, in folders of that name.
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
 import time
+import tomllib
 from pathlib import Path
 
+import drawing
 import nbformat
 import pandas as pd
 import papermill
+import play
 from nbclient import NotebookClient
 from nbconvert.preprocessors.coalescestreams import CoalesceStreamsPreprocessor
 
@@ -58,7 +64,7 @@ def results_table(evaluation):
     """The front page's table of results, in markdown, from the content of evaluation-<digits>.json."""
     original, amnesiac, reference = (evaluation[key] for key in ("original", "amnesiac", "reference"))
 
-    def figure(block, key, digits):
+    def metric(block, key, digits):
         low, high = block["interval95"][key]
         return f"{block[key]:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
@@ -74,10 +80,10 @@ def results_table(evaluation):
             ("ELBO of real forgotten digits (nats)", "forgotten_elbo", 1, "")]
     table = ["| | before | after | reference |", "|---|---|---|---|"]
     for title, key, digits, aim in rows:
-        table.append(f"| {title} | {figure(original, key, digits)} | {figure(amnesiac, key, digits)} | {aim} |")
+        table.append(f"| {title} | {metric(original, key, digits)} | {metric(amnesiac, key, digits)} | {aim} |")
     versions = evaluation["versions"]
     note = (f"Forgotten: {evaluation['settings']['forget']}, seed {evaluation['settings']['seed']}; n = "
-            f"{original['n_per_class']:,} samples a label; in brackets 95 % intervals over samples or test images. "
+            f"{original['n_per_class']:,} samples per label; in brackets 95 % intervals over samples or test images. "
             f"{versions['hardware']}, torch {versions['torch']}.")
     return "\n".join([*table, "", note])
 
@@ -138,15 +144,32 @@ def fashion_table(evaluations):
               "kept ELBO"]
     table = pd.DataFrame.from_dict(rows, orient="index", columns=header).rename_axis("forgotten")
     kept, real, versions = evaluations[0]["original"], evaluations[0]["reference"]["real"], evaluations[0]["versions"]
-    note = (f"One seed; n = {kept['n_per_class']:,} samples a class. Of the nine classes kept when T-shirts go, the judge "
+    note = (f"One seed; n = {kept['n_per_class']:,} samples per class. Of the nine classes kept when T-shirts go, the judge "
             f"recognises {real['kept_accuracy']:.3f} of real test images and {kept['kept_accuracy']:.3f} of the original's "
             f"samples, whose ELBO on test images is {kept['kept_elbo']:.1f} nats. {versions['hardware']}, torch "
             f"{versions['torch']}.")
     return f"{markdown(table)}\n\n{note}"
 
 
+def badges(repository):
+    """The line of Colab's badges, one per notebook, for a repository "owner/name" on GitHub; nothing while it is ""."""
+    colab, badge = "https://colab.research.google.com/github", "https://colab.research.google.com/assets/colab-badge.svg"
+    return " ".join(f'{path.name[1]}&nbsp;<a href="{colab}/{repository}/blob/main/notebooks/{path.name}"><img src="{badge}" '
+                    f'alt="Notebook {path.name[1]} in Colab"></a>' for path in NOTEBOOKS if repository)
+
+
+def addressed(notebook, repository):
+    """A notebook's text with the repository's address as its REPO_URL, from which Colab fetches the rest."""
+    address = f"https://github.com/{repository}" if repository else ""
+    return re.sub(r'REPO_URL = \\"[^"]*\\"', f'REPO_URL = \\\\"{address}\\\\"', notebook)
+
+
 def fill_pages():
-    """Writes the released run's tables into the pages."""
+    """Writes the released run's tables into the pages, and what depends on the repository's address."""
+    repository = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["amnesia"]["repository"]
+    fill(FRONT, "badges", badges(repository))
+    for path in (REPOSITORY / "notebooks").rglob("*.ipynb"):
+        path.write_text(addressed(path.read_text(), repository))
     digits, times = [read(f"evaluation-{digit}.json") for digit in range(10)], read("times.json")
     fashion = [read(f"FashionMNIST/evaluation-{label}.json") for label in range(10)]
     fill(FRONT, "results", results_table(digits[0]))
@@ -172,6 +195,8 @@ def release(train):
         run(workspace, NOTEBOOKS[2:], forget=[digit])
         name = f"evaluation-{digit}.json"
         shutil.copy(workspace / "checkpoints" / name, REPOSITORY / "checkpoints" / "released" / name)
+    play.write()
+    drawing.draw()
 
 
 def release_other(dataset):
@@ -197,6 +222,6 @@ def run(workspace, notebooks, **parameters):
 if __name__ == "__main__":
     if sys.argv[1:] in ([], ["train"]):
         release(train=bool(sys.argv[1:]))
-    else:
+    elif sys.argv[1:] != ["pages"]:
         release_other(sys.argv[1])
     fill_pages()

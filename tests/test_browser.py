@@ -1,4 +1,4 @@
-"""A reader's browser: real JupyterLab in headless Chromium runs notebooks by its own "Run All Cells".
+"""A reader's browser, headless Chromium: real JupyterLab runs notebooks by its own "Run All Cells", and play.html plays.
 
 Not part of the default run, since it needs Chromium and its driver: pytest -m browser
 """
@@ -12,13 +12,19 @@ import sys
 import time
 
 import nbformat
+import numpy as np
 import pytest
+import torch
 from conftest import REPOSITORY
+from play import FILES, PAGE
 from selenium import webdriver
 from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
+
+from amnesia.files import Saved
+from amnesia.models import CVAE, Classifier
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")]
@@ -148,3 +154,80 @@ def test_the_panel_answers_in_the_page(lab, browser):
     milliseconds = [browser.execute_async_script(PRESS, number) for number in (3, 0, 7, 1, 4, 9, 2, 8, 5, 6)]
     print("milliseconds from click to pictures:", ", ".join(f"{one:.0f}" for one in milliseconds))
     assert min(milliseconds) < 100
+
+
+ASK = """
+const [z, [start, t, end], done] = arguments;
+document.querySelector('#from').value = start;
+document.querySelector('#to').value = end;
+document.querySelector('#slide').value = t;
+document.querySelectorAll('#noise input').forEach((slider, i) => slider.value = z[i]);
+document.querySelector('#slide').dispatchEvent(new Event('input'));
+requestAnimationFrame(() => requestAnimationFrame(() => requestAnimationFrame(() => done(models.map(model =>
+    [[...model.canvas.getImageData(0, 0, 28, 28).data].filter((_, i) => i % 4 == 0), [...model.probabilities]])))));
+"""
+TIME = """
+return [draw, say].map(work => Array.from({length: 300}, (_, i) => {
+    noise[i % 8].value = Math.cos(i);
+    const start = performance.now();
+    work();
+    return performance.now() - start;
+}).sort((a, b) => a - b)[150]);
+"""
+
+
+@pytest.fixture
+def page(browser):
+    """play.html, opened as a file, once it has drawn and judged."""
+    browser.get(PAGE.as_uri())
+    says = "return [...document.querySelectorAll('.says')].every(one => one.textContent)"
+    WebDriverWait(browser, PATIENCE).until(lambda browser: browser.execute_script(says), "no picture")
+    return browser
+
+
+def test_the_page_draws_what_torch_draws(page):
+    """Labels, and mixtures on the way through the forgotten one, within 1 of 255; the judge's probabilities within 0.03."""
+    kinds = (CVAE, CVAE, Classifier)
+    cvae, amnesiac, judge = (Saved(path).build(kind, "cpu") for path, kind in zip(FILES, kinds, strict=True))
+    cases = [*((label, -1, 9) for label in range(1, 10)), (7, 0, 9), (7, -0.5, 9), (3, -0.13, 8), (2, 0.81, 6), (1, 0.5, 4)]
+    latents = torch.randn(len(cases), 8, generator=torch.Generator().manual_seed(0)).clamp(-3, 3)
+    latents = (100 * latents).round() / 100  # where a slider can stand
+    for (start, t, end), z in zip(cases, latents, strict=True):
+        asked = torch.zeros(1, 10)
+        asked[0, start if t < 0 else end], asked[0, 0] = abs(t), 1 - abs(t)
+        shown = page.execute_async_script(ASK, [f"{value:.2f}" for value in z.tolist()], [start, t, end])
+        for model, (pixels, probabilities) in zip((cvae, amnesiac), shown, strict=True):
+            with torch.no_grad():
+                expected = model.decode(z[None], asked).sigmoid()
+                judged = judge(expected).softmax(1)[0]
+            np.testing.assert_allclose(pixels, (255 * expected[0]).round(), atol=1)
+            np.testing.assert_allclose(probabilities, judged, atol=0.03)
+
+
+def test_the_page_answers_within_a_frame(page):
+    """Both pictures, in the page. The judge, who may be a frame late, is timed as well."""
+    drawn, judged = page.execute_script(TIME)
+    print(f"median milliseconds: both pictures {drawn:.1f}, judging both {judged:.1f}")
+    assert drawn < 16
+
+
+@pytest.mark.parametrize("width", [390, 1300])
+def test_the_page_fits_a_phone_and_asks_for_nothing(page, width):
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
+                         {"width": width, "height": 844, "deviceScaleFactor": 2, "mobile": width < 500})
+    assert page.execute_script("return innerWidth") == width
+    assert page.execute_script("return document.documentElement.scrollWidth") <= width
+    small = "return [...document.querySelectorAll('button, select, input')].filter(one => one.offsetHeight < 44).length"
+    assert page.execute_script(small) == 0
+    assert page.execute_script("return performance.getEntriesByType('resource').length") == 0
+    page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_the_page_answers_to_keys(page):
+    shown = "return [...document.querySelectorAll('button[aria-pressed=true]')].map(button => button.textContent)"
+    for key in "3", "0":
+        page.switch_to.active_element.send_keys(key)
+        WebDriverWait(page, PATIENCE).until(lambda page, key=key: page.execute_script(shown) == [key])
+    before = page.find_element(By.CSS_SELECTOR, "#noise input").get_property("value")
+    page.switch_to.active_element.send_keys("n")
+    assert page.find_element(By.CSS_SELECTOR, "#noise input").get_property("value") != before

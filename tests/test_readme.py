@@ -1,13 +1,28 @@
 """The pages say what the released run's files say, and point at files that exist."""
 
+import hashlib
 import json
 import re
+import tomllib
 
 import nbformat
+import play
 import pytest
 import scaling
 from conftest import REPOSITORY
-from release import FRONT, HOW_TO, STUDIED, another_digit, digits_table, fashion_table, read, results_table, times_table
+from release import (
+    FRONT,
+    HOW_TO,
+    STUDIED,
+    addressed,
+    another_digit,
+    badges,
+    digits_table,
+    fashion_table,
+    read,
+    results_table,
+    times_table,
+)
 from side_by_side import PAGE, RESULT, table
 
 
@@ -21,7 +36,31 @@ def test_tables_are_those_of_the_released_run():
 
 def test_the_front_page_is_one_screen():
     text = FRONT.read_text()
-    assert len(text.split()) <= 900 and len(re.findall(r"^\|[ -:|]*--[ -:|]*\|$", text, re.MULTILINE)) <= 3
+    words = (re.sub("<a href.*</a>", "", text) + badges("owner/name")).split()
+    assert len(words) <= 900 and len(re.findall(r"^\|[ -:|]*--[ -:|]*\|$", text, re.MULTILINE)) <= 3
+
+
+def test_the_page_without_an_install_is_made_of_the_released_files():
+    page, template = play.PAGE.read_text(), play.TEMPLATE.read_text()
+    assert len(page.encode()) <= 2_000_000 and "default-src 'none'" in page  # which lets it ask no network for anything
+    assert re.split("{{about}}|{{numbers}}", template)[::2] == [page.split('"application/json">')[0] + '"application/json">',
+                                                              "</script>" + page.split("</script>", 2)[2]]
+    about = json.loads(re.search('"application/json">(.*)</script>', page)[1])
+    assert about["digests"] == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in play.FILES}
+
+
+def test_badges_lead_to_colab_once_the_address_is_known_and_none_is_shown_before():
+    repository = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["amnesia"]["repository"]
+    assert f"badges: written by benchmarks/release.py -->\n{badges(repository)}\n<!-- end" in FRONT.read_text()
+    assert badges("") == ""
+    names = re.findall(r'"https://colab\.research\.google\.com/github/owner/name/blob/main/([^"]+)"', badges("owner/name"))
+    assert len(names) == 5
+    for name in names:
+        notebook = (REPOSITORY / name).read_text()
+        known, here = addressed(notebook, "owner/name"), addressed(notebook, repository)
+        parameters = nbformat.reads(known, as_version=4).cells[1].source
+        assert 'REPO_URL = "https://github.com/owner/name"  #@param' in parameters and here == notebook
+        assert addressed(known, repository) == notebook
 
 
 def test_the_comparison_is_that_of_its_file():
@@ -72,5 +111,5 @@ def test_links_lead_somewhere(page):
 def test_every_picture_has_a_text_for_screen_readers():
     text = FRONT.read_text() + STUDIED.read_text()
     pictures = re.findall(r"<img [^>]*>", text)
-    assert len(pictures) == 4 and "![" not in text
+    assert sum('src="figures/' in picture for picture in pictures) == 4 and "![" not in text
     assert all(len(re.search(r'alt="([^"]*)"', picture)[1]) > 20 for picture in pictures)
