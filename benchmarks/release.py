@@ -11,6 +11,7 @@ python benchmarks/release.py FashionMNIST does the same with another data set, i
 evaluations and the figures only, in folders of that name.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -39,6 +40,11 @@ NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("0*.ipynb"))
 FRONT, HOW_TO, STUDIED = (REPOSITORY / folder / "README.md" for folder in ("", "notebooks", "notebooks/studies"))
 
 
+def helper_digest(folder=REPOSITORY / "notebooks" / "amnesia"):
+    """SHA-256 of the helper's sources, which an executed notebook records: the outputs are those of this helper."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))).hexdigest()
+
+
 def execute(path, workspace):
     """Runs a notebook in place and returns the seconds it took, its kernel's start included."""
     os.environ["AMNESIA_WORKSPACE"] = str(workspace)
@@ -48,6 +54,7 @@ def execute(path, workspace):
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # time stamps, which would make every run a change
         CoalesceStreamsPreprocessor().preprocess_cell(cell, {}, 0)  # progress as it ends up on a screen, in one line
+    notebook.metadata["helper"] = helper_digest()
     nbformat.write(notebook, path)
     print(f"{path.name}: {seconds:.0f} s")
     return seconds

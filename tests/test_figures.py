@@ -8,6 +8,7 @@ import sys
 import time
 
 import imageio.v3 as imageio
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -16,16 +17,19 @@ from IPython.core.formatters import DisplayFormatter
 from IPython.display import Image
 from jupyter_client.manager import start_new_kernel
 
-from amnesia import few_greys, figures, gif, panel, show
+from amnesia import check, few_greys, figures, gif, panel, png, show, show_tile
 
 
 def test_a_gif_shows_its_curves_under_the_frames():
     frames = torch.zeros(3, 10, 8, 28, 28, dtype=torch.uint8)
-    plain, curved = (imageio.imread(io.BytesIO(gif(frames, "abc", curves=curves)), index=None)
+    plain, curved = (imageio.imread(io.BytesIO(gif(frames, [0, 2, 30], curves=curves)), index=None)
                      for curves in (None, {"P": torch.tensor([1.0, 0.5, 0.0]), "H": torch.tensor([0.0, 2.0, 1.0])}))
     height = plain.shape[1]
     assert len(curved) == 3 and curved.shape[1] > height and curved.shape[2] == plain.shape[2]
     assert all((before != after)[height:].any() for before, after in itertools.pairwise(curved))  # the dot moves
+    _, before, after = curved[:, height:, :curved.shape[2] // 2]
+    columns = (before != after).any((0, 2)).nonzero()[0]
+    assert np.ptp(columns) > 0.8 * before.shape[1]                      # of P's dot, from step 2 to step 30
 
 
 def test_what_is_grey_all_over_is_shown_as_one_grey():
@@ -34,10 +38,34 @@ def test_what_is_grey_all_over_is_shown_as_one_grey():
     plain = (grey * 255).round().byte()
     assert plain.unique().tolist() == [127, 128] and few_greys(grey).unique().tolist() == [128]
     for frames in (few_greys(grey), plain):
-        inside = imageio.imread(gif(torch.cat([frames] * 2), "ab"), index=0)[40:240, 40:200]
+        inside = imageio.imread(gif(torch.cat([frames] * 2), [0, 1]), index=0)[40:240, 40:200]
         assert len(np.unique(inside)) == 1
     shades = few_greys(torch.linspace(0, 1, 1001))
     assert len(shades.unique()) == 13 and (few_greys(shades / 255) == shades).all()
+
+
+def test_a_png_is_shown_at_half_its_size_and_keeps_every_grey(monkeypatch):
+    shown = []
+    monkeypatch.setattr(figures, "display", shown.append)
+    greys = torch.arange(256, dtype=torch.uint8).repeat(49, 1).T.reshape(4, 4, 28, 28)     # sixteen greys an image
+    figure, axis = plt.subplots(figsize=(4, 4))
+    show_tile(axis, greys)
+    whole = io.BytesIO()
+    figure.savefig(whole, dpi=180, bbox_inches="tight")
+    show(png(figure), alt="all greys")
+    pixels = imageio.imread(shown[0].data)
+    assert (shown[0].width, shown[0].height) == (pixels.shape[1] // 2, pixels.shape[0] // 2)
+    assert 280 < shown[0].width < 360                                    # 4 inches of 90 dots, less the margins
+    assert np.array_equal(pixels, imageio.imread(whole.getvalue())[..., 0])
+
+
+@pytest.mark.parametrize(("answer", "truth", "right"), [
+    ("less", "less", True), ("more", "less", False), (None, "less", False), (None, 1.0, False), ("less", 1.0, False),
+    (543.4, torch.tensor(543.427), True), (543.4, 540.0, False), (-0.0, 0.0, True), (1, 0, False),
+    (torch.ones(3, requires_grad=True), torch.ones(3), True), (torch.ones(2), torch.ones(3), False)])
+def test_an_answer_is_right_or_not_yet_and_nothing_is_raised(capsys, answer, truth, right):
+    check(answer, truth, "so it is.")
+    assert capsys.readouterr().out == ("Right: so it is.\n" if right else "Not yet right: look again.\n")
 
 
 def test_a_gif_goes_out_as_a_png_with_its_text_on_the_ipython_of_colab_too(monkeypatch):
@@ -49,7 +77,7 @@ def test_a_gif_goes_out_as_a_png_with_its_text_on_the_ipython_of_colab_too(monke
     shown = []
     monkeypatch.setattr(figures, "Image", image_of_7_34)
     monkeypatch.setattr(figures, "display", lambda image: shown.append(DisplayFormatter().format(image)))
-    content = gif(torch.zeros(2, 10, 8, 28, 28, dtype=torch.uint8), "ab")
+    content = gif(torch.zeros(2, 10, 8, 28, 28, dtype=torch.uint8), [0, 1])
     show(content, alt="nothing but black")
     (data, metadata), = shown
     assert metadata["image/png"] == {"alt": "nothing but black"}

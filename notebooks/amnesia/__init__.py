@@ -2,15 +2,15 @@
 
 from .data import Digits, class_names, grow, load_digits, one_hot
 from .evaluation import ask, elbo, entropy, grey_reference, load_judge, model_metrics, reference_metrics, train_judge
-from .figures import few_greys, gif, name_classes, panel, play, png, show, show_tile, tile
+from .figures import check, few_greys, gif, name_classes, panel, play, png, show, show_tile, tile
 from .fisher import diagonal_fisher, squared_gradients
 from .models import CVAE, Classifier, bernoulli_nll, negative_elbo_terms
 from .parameters import check_surrogate, forget_set, forgotten_in
 from .training import fit, pick_device, progress
 from .workspace import Stage, Workspace
 
-__all__ = ["CVAE", "Classifier", "Digits", "Stage", "Workspace", "ask", "bernoulli_nll", "check_surrogate", "class_names",
-           "diagonal_fisher", "elbo", "entropy", "few_greys", "fit", "forget_set", "forgotten_in", "gif",
+__all__ = ["CVAE", "Classifier", "Digits", "Stage", "Workspace", "ask", "bernoulli_nll", "check", "check_surrogate",
+           "class_names", "diagonal_fisher", "elbo", "entropy", "few_greys", "fit", "forget_set", "forgotten_in", "gif",
            "grey_reference", "grow", "load_digits", "load_judge", "model_metrics", "name_classes", "negative_elbo_terms",
            "one_hot", "panel", "pick_device", "play", "png", "progress", "reference_metrics", "show", "show_tile",
            "squared_gradients", "tile", "train_judge"]

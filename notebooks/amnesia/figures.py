@@ -1,11 +1,12 @@
-"""Sample grids, GIFs, and a panel to play with. White background, grey digits, and a palette that colour-blind readers can
-tell apart."""
+"""What a notebook shows: sample grids, GIFs, a panel to play with, whether an answer is right. White background, grey
+digits, and a palette that colour-blind readers can tell apart."""
 
 import io
 
 import imageio.v3 as imageio
 import matplotlib.pyplot as plt
 import numpy as np
+import PIL.Image
 import torch
 from IPython import get_ipython
 from IPython.display import Image, display
@@ -49,17 +50,25 @@ def name_classes(axis, names, places=range(10)):
 
 
 def png(figure):
-    """A matplotlib figure as the bytes of a PNG; the figure is closed."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight")
+    """A matplotlib figure as the bytes of a PNG, twice the size that show() gives it; the figure is closed.
+
+    Greys are kept as they are; a picture with colours is reduced to 256 of them, which halves the file and hardly shows.
+    """
+    drawn, content = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", bbox_inches="tight", dpi=2 * figure.dpi)
     plt.close(figure)
-    return buffer.getvalue()
+    picture = PIL.Image.open(drawn).convert("RGB")
+    grey = np.ptp(np.asarray(picture), axis=2).max() == 0
+    picture = picture.convert("L") if grey else picture.quantize(256, dither=PIL.Image.Dither.NONE)
+    picture.save(content, "PNG", optimize=True)
+    return content.getvalue()
 
 
-def gif(frames, titles, row_labels=range(10), seconds=0.2, curves=None):
-    """Frames (moments, rows, columns, 28, 28) as the bytes of an animated GIF, a title over each; the last one stays.
+def gif(frames, moments, row_labels=range(10), seconds=0.2, curves=None):
+    """Frames (n, rows, columns, 28, 28) as the bytes of an animated GIF, the step of each over it; the last one stays.
 
-    curves: {name: (moments,)}, drawn side by side under the frames, each with a dot and its value at the moment shown.
+    moments: the steps, (n,); curves: {name: (n,)}, drawn against them side by side under the frames, each with a dot and
+    its value at the step shown.
     """
     curves, (rows, columns) = curves or {}, frames.shape[1:3]
     heights = [0.35 * rows + 0.3, 0.75] if curves else [0.35 * rows + 0.3]
@@ -69,16 +78,16 @@ def gif(frames, titles, row_labels=range(10), seconds=0.2, curves=None):
     show_tile(digits, frames[0], " ", row_labels)
     strips = [figure.add_subplot(grid[1, i], xticks=[], yticks=[]) for i in range(len(curves))]
     for strip, values in zip(strips, curves.values(), strict=True):
-        strip.plot(values, color="0.75")
+        strip.plot(moments, values, color="0.75")
         strip.set_title(" ", fontsize=10)
     dots = [strip.plot(0, 0, "o", color="black")[0] for strip in strips]
 
     pictures = []
-    for i, (frame, title) in enumerate(zip(frames, titles, strict=True)):
+    for i, (frame, step) in enumerate(zip(frames, moments, strict=True)):
         digits.images[0].set_data(tile(frame))
-        digits.set_title(title, fontsize=10)
+        digits.set_title(f"step {step:,}", fontsize=10)
         for strip, dot, (name, values) in zip(strips, dots, curves.items(), strict=True):
-            dot.set_data([i], [values[i]])
+            dot.set_data([step], [values[i]])
             strip.set_title(f"{name} {values[i]:.2f}", fontsize=10)
         figure.canvas.draw()
         pictures.append(few_greys(np.asarray(figure.canvas.buffer_rgba())[..., :3].mean(2) / 255).numpy())
@@ -91,9 +100,26 @@ def show(content, alt):
     """Shows the bytes of a PNG or GIF in the notebook, with `alt` as its text for screen readers.
 
     A GIF goes out under the type of a PNG: renderers that know only PNG then pass it on (nbconvert and GitHub leave
-    image/gif out), and every browser goes by the content and plays it.
+    image/gif out), and every browser goes by the content and plays it. A PNG is shown at half its size in pixels.
     """
-    display(Image(data=content, format="png", metadata={"alt": alt}))  # Image(alt=…) is unknown to Colab's IPython
+    is_png = content.startswith(b"\x89PNG")
+    display(Image(data=content, format="png", retina=is_png, metadata={"alt": alt}))  # Colab's IPython has no Image(alt=…)
+
+
+def check(answer, truth, because, rel=1e-3):
+    """Says in a sentence whether an answer is right: words exactly, a number or a tensor within a share `rel`, in norm.
+
+    Never raises: what cannot be compared, such as the None of a blank, is not right yet.
+    """
+    try:
+        if isinstance(truth, str):
+            right = answer == truth
+        else:
+            answer, truth = (torch.as_tensor(value).detach().cpu().double() for value in (answer, truth))
+            right = (answer - truth).norm() <= rel * truth.norm()
+    except (RuntimeError, TypeError, ValueError):
+        right = False
+    print(f"Right: {because}" if right else "Not yet right: look again.")
 
 
 def panel(draw, titles, z, classes):
