@@ -107,7 +107,8 @@ def one_hot(labels):
 
 def jitter(x, pixels=2.0, generator=None):
     """Images (B, 784) turned by up to 12 degrees, scaled by up to 10 % and shifted by up to so many pixels, at random."""
-    turn, scale, right, down = torch.rand(4, len(x), 1, generator=generator, device=x.device) * 2 - 1
+    where = generator.device if generator else x.device
+    turn, scale, right, down = torch.rand(4, len(x), 1, generator=generator, device=where).to(x.device) * 2 - 1
     turn, scale, right, down = 0.21 * turn, 1 + 0.1 * scale, right * pixels / 14, down * pixels / 14
     cos, sin = scale * turn.cos(), scale * turn.sin()
     theta = torch.stack([torch.cat([cos, -sin, right], 1), torch.cat([sin, cos, down], 1)], 1)  # (B, 2, 3)
@@ -122,7 +123,7 @@ def grow(digits, seed, size=60_000):
     that are missing.
     """
     copies = [digits.images]
-    generator = torch.Generator(digits.images.device).manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)         # on the CPU: the same copies on every device
     for _ in range(size // len(digits) - 1):
         copies.append((jitter(digits.images.float() / 255, 0.5, generator) * 255).round().byte())
     return Digits(torch.cat(copies), digits.labels.repeat(len(copies)), digits.name) if len(copies) > 1 else digits

@@ -9,7 +9,7 @@ from functools import cache, cached_property, partial
 import torch
 
 from amnesia.data import CLASSES, load_digits
-from amnesia.evaluation import ask, grey_reference, load_judge
+from amnesia.evaluation import ask, grey_reference, load_judge, of_labels
 from amnesia.models import CVAE, Classifier
 from amnesia.parameters import check_dataset, forget_set
 from amnesia.training import pick_device
@@ -52,9 +52,14 @@ class Experiment:
         return self.second_judge_file.build(Classifier, self.device)
 
     @cached_property
+    def real(self):
+        """What the judge says of the real test images: (probabilities, features)."""
+        return ask(self.judge, self.test.images)
+
+    @cached_property
     def real_features(self):
         """The judge's features of the real test images of each label."""
-        return [ask(self.judge, self.test.only([label]).images)[1] for label in range(CLASSES)]
+        return [self.real[1][of_labels(self.test, [label])] for label in range(CLASSES)]
 
     def grey(self, forgotten):
         """What the judge says of flat grey: (P of these labels, H)."""

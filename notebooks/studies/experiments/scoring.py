@@ -61,7 +61,7 @@ def score(experiment, cvae, forget, seed=0):
     probabilities, features = (values.view(CLASSES, n, -1) for values in ask(experiment.judge, samples))
     pairs = [precision_recall(features[label], experiment.real_features[label]) for label in kept]
     precision, recall = (sum(values) / len(kept) for values in zip(*pairs, strict=True))
-    return {**model_metrics(experiment.judge, samples, cvae, experiment.test, forgotten, kept),
+    return {**model_metrics(experiment.judge, samples, cvae, experiment.test, forgotten, kept, experiment.real),
             "precision": precision, "recall": recall,
             "P": [probabilities[label, :, label].mean().item() for label in range(CLASSES)],
             "H": entropy(probabilities).mean(1).tolist()}
