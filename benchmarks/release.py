@@ -114,7 +114,7 @@ def another_digit(times):
     """The notebooks' page: a sentence on forgetting another digit, from the content of times.json."""
     seconds = times["seconds"]
     return (f"One changed parameter, `forget`, and under a minute: notebook 3 took {seconds['03_forget']:.0f} s in the "
-            f"released run. Sampling and evaluating took {seconds['04_sample'] + seconds['05_evaluate']:.0f} s more.")
+            f"released run, sampling {seconds['04_sample']:.0f} s and evaluating {seconds['05_evaluate']:.0f} s.")
 
 
 def read(name):
