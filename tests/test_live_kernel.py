@@ -50,16 +50,23 @@ class Kernel:
         self.manager, self.client = start_new_kernel(cwd=str(REPOSITORY / "notebooks"),
                                                      stderr=subprocess.DEVNULL)
 
-    def run(self, code, interrupt_after=None):
+    def run(self, code):
         """Runs code; returns "ok", or the name and the text of the exception that ended it."""
-        if interrupt_after is not None:
-            timer = threading.Timer(interrupt_after, self.manager.interrupt_kernel)
-            timer.start()
         reply = self.client.execute_interactive(code, timeout=300, output_hook=lambda message: None)["content"]
-        if interrupt_after is not None:
-            timer.cancel()
+        return "ok" if reply["status"] == "ok" else (reply["ename"], reply["evalue"])
+
+    def run_and_interrupt(self, code, after):
+        """The same, interrupted so many seconds later. An interrupt that hits the kernel's own code, before or after the
+        cell's, can lose its reply for ever: then the kernel is restarted, as a reader would."""
+        timer = threading.Timer(after, self.manager.interrupt_kernel)
+        timer.start()
+        try:
+            reply = self.client.execute_interactive(code, timeout=30, output_hook=lambda message: None)["content"]
             timer.join()
-            self.client.execute_interactive("pass", timeout=60, output_hook=lambda message: None)    # if it came late
+            self.client.execute_interactive("pass", timeout=30, output_hook=lambda message: None)    # if it came late
+        except TimeoutError:
+            self.restart()
+            return "Hung", "no reply"
         return "ok" if reply["status"] == "ok" else (reply["ename"], reply["evalue"])
 
     def restart(self):
@@ -148,13 +155,13 @@ def machine(kernel, inputs, clean, folder):
             source = cells(self.stem)[number]
             if number == 0:
                 source = injected(self.stem, self.workspace, self.edited)
-            end = kernel.run(source, interrupt_after)
+            end = kernel.run(source) if interrupt_after is None else kernel.run_and_interrupt(source, interrupt_after)
             if number == 1 and end == "ok":
                 kernel.run(OFTEN)
             moves[move] += 1
             ends[end if end == "ok" else end[0]] += 1
             if number == 2 or "stage.save(" in source:                  # the cells that make a file refuse in a sentence
-                assert end == "ok" or end[0] in ("WorkspaceError", "NameError", "KeyboardInterrupt", "Diverged"), end
+                assert end == "ok" or end[0] in ("WorkspaceError", "NameError", "KeyboardInterrupt", "Diverged", "Hung"), end
             self.last = number
             return end
 
