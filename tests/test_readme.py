@@ -69,7 +69,7 @@ def test_the_comparison_is_that_of_its_file():
     for run in result["stages"]["01 to a test −ELBO of 96.65"]["ours"]:  # really reached
         assert run["quality"]["test −ELBO"] <= 96.65
     for quality in (run["quality"] for run in result["stages"]["03 forget"]["ours"]):
-        assert abs(quality["P − grey"]) <= 0.02 and quality["H / grey"] >= 0.98 and quality["kept ELBO"] >= -0.6
+        assert abs(quality["P − grey"]) <= 0.02 and quality["H / grey"] >= 0.98 and quality["kept ELBO"] >= -0.15
 
 
 def test_how_cost_grows_is_that_of_its_file():
