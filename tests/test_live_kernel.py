@@ -149,7 +149,7 @@ def machine(kernel, inputs, clean, folder):
             for path in finished(self.workspace, MAKES[stem]):
                 path.unlink()
             kernel.run("%reset -f")
-            for number in range(3):                                     # parameters, setup, this stage
+            for number in range(self.trains):                           # all above the cell that trains
                 self.does("run", number)
 
         def does(self, move, number, interrupt_after=None):
