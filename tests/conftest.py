@@ -11,7 +11,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def pytest_addoption(parser):
-    parser.addoption("--sequences", type=int, default=6, help="random sequences of moves that a live kernel goes through")
+    parser.addoption("--sequences", type=int, default=4, help="random sequences of moves that a live kernel goes through")
 
 
 @pytest.fixture(scope="session")
