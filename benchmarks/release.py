@@ -185,9 +185,8 @@ def release(train):
     workspace = Path(tempfile.mkdtemp())
     aside = workspace if train else Path(tempfile.mkdtemp())
     seconds = {path.stem: execute(path, aside if path in NOTEBOOKS[:2] else workspace) for path in NOTEBOOKS}
-    for kind in ("checkpoints", "figures"):
-        for file in (workspace / kind).iterdir():
-            shutil.copy(file, REPOSITORY / kind / "released" / file.name)
+    for file in [*(workspace / "checkpoints").iterdir(), *(workspace / "figures").iterdir(), *(aside / "figures").iterdir()]:
+        shutil.copy(file, REPOSITORY / file.parent.name / "released" / file.name)
     versions = json.loads((workspace / "checkpoints" / "evaluation-0.json").read_text())["versions"]
     times = json.dumps({"seconds": seconds, "versions": versions}, indent=1)
     (REPOSITORY / "checkpoints" / "released" / "times.json").write_text(times)

@@ -17,7 +17,7 @@ from IPython.core.formatters import DisplayFormatter
 from IPython.display import Image
 from jupyter_client.manager import start_new_kernel
 
-from amnesia import check, few_greys, figures, gif, panel, png, show, show_tile
+from amnesia import few_greys, figures, gif, panel, png, show, show_tile
 
 
 def test_a_gif_shows_its_curves_under_the_frames():
@@ -57,15 +57,6 @@ def test_a_png_is_shown_at_half_its_size_and_keeps_every_grey(monkeypatch):
     assert (shown[0].width, shown[0].height) == (pixels.shape[1] // 2, pixels.shape[0] // 2)
     assert 280 < shown[0].width < 360                                    # 4 inches of 90 dots, less the margins
     assert np.array_equal(pixels, imageio.imread(whole.getvalue())[..., 0])
-
-
-@pytest.mark.parametrize(("answer", "truth", "right"), [
-    ("less", "less", True), ("more", "less", False), (None, "less", False), (None, 1.0, False), ("less", 1.0, False),
-    (543.4, torch.tensor(543.427), True), (543.4, 540.0, False), (-0.0, 0.0, True), (1, 0, False),
-    (torch.ones(3, requires_grad=True), torch.ones(3), True), (torch.ones(2), torch.ones(3), False)])
-def test_an_answer_is_right_or_not_yet_and_nothing_is_raised(capsys, answer, truth, right):
-    check(answer, truth, "so it is.")
-    assert capsys.readouterr().out == ("Right: so it is.\n" if right else "Not yet right: look again.\n")
 
 
 def test_a_gif_goes_out_as_a_png_with_its_text_on_the_ipython_of_colab_too(monkeypatch):

@@ -106,22 +106,6 @@ def show(content, alt):
     display(Image(data=content, format="png", retina=is_png, metadata={"alt": alt}))  # Colab's IPython has no Image(alt=…)
 
 
-def check(answer, truth, because, rel=1e-3):
-    """Says in a sentence whether an answer is right: words exactly, a number or a tensor within a share `rel`, in norm.
-
-    Never raises: what cannot be compared, such as the None of a blank, is not right yet.
-    """
-    try:
-        if isinstance(truth, str):
-            right = answer == truth
-        else:
-            answer, truth = (torch.as_tensor(value).detach().cpu().double() for value in (answer, truth))
-            right = (answer - truth).norm() <= rel * truth.norm()
-    except (RuntimeError, TypeError, ValueError):
-        right = False
-    print(f"Right: {because}" if right else "Not yet right: look again.")
-
-
 def panel(draw, titles, z, classes):
     """Buttons for the label, a slider for each number in the latent `z`, and the pictures that draw(label, z) makes of them.
 
