@@ -56,6 +56,18 @@ def refuse(monkeypatch):
     return patch
 
 
+def test_equal_contents_are_equal_bytes(path):
+    """Also where a string comes from a file, as the names of a resumed run's terms do, and not from the code."""
+    chosen = {**CONTENT, "settings": {"forget": [0], "device": "cpu"}}
+    other = "".join(["for", "get"])
+    assert other is not "forget"  # noqa: F632
+    files = []
+    for name in ("forget", other):
+        save(path, {**chosen, "metrics": {"terms": {name: torch.zeros(2)}, "names": (name, "kl")}})
+        files.append(path.read_bytes())
+    assert files[0] == files[1] and Saved(path).metrics["names"] == ("forget", "kl")
+
+
 def litter(folder):
     return [path.name for path in folder.iterdir() if path.suffix == ".tmp"]
 

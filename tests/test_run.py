@@ -114,7 +114,9 @@ def started(tmp_path):
                  "run.NOTEBOOKS = {'1_cell': run.ROOT / '1_cell.ipynb'}; sys.exit(run.run([]))")
         outer = f"import run, sys; sys.exit(run.call(sys.executable, '-c', {inner!r}))"
         return psutil.Popen([sys.executable, "-c", outer], env={**os.environ, "PYTHONPATH": str(REPOSITORY / "notebooks")},
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                            # a shell's background job, as these tests may be, hands down that Ctrl-C is ignored
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
     return start
 

@@ -11,6 +11,7 @@ import json
 import os
 import pickle
 import platform
+import sys
 import zipfile
 
 import torch
@@ -54,12 +55,25 @@ def checksum(content):
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
+def plain(value):
+    """The same value, of plain dicts and lists, with equal strings as one object.
+
+    pickle writes an object once and points to it from then on, so the bytes would tell a string that was read from a file
+    from an equal one in the code: a run that went on from its progress from one that was never cut off.
+    """
+    if isinstance(value, dict):
+        return {plain(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(plain, value))
+    return sys.intern(value) if type(value) is str else value
+
+
 def pack(name, content):
     """The bytes of a file of this name: torch.save's, or JSON with a checksum, so that no altered figure passes."""
     if name.endswith(".json"):
         return json.dumps({**content, "sha256": checksum(content)}, indent=1).encode()
     file = io.BytesIO()
-    torch.save(content, file)
+    torch.save(plain(content), file)
     return file.getvalue()
 
 
