@@ -25,7 +25,7 @@ from amnesia.idx import RAW_SIZES
 from amnesia.parameters import RANGES, check_parameters
 
 TRIALS = {"kill": 45, "truncate": 20, "flip a byte": 30, "swap": 25, "disk full": 20, "read-only": 10, "offline": 10,
-          "two at once": 12, "bad parameter": 40, "unreadable": 20, "refused for a moment": 15, "refused for good": 15,
+          "two at once": 12, "bad parameter": 40, "unreadable": 25, "refused for a moment": 15, "refused for good": 15,
           "progress not saved": 10, "no fsync, no locks": 5, "too many open files": 10, "unreadable data": 5,
           "silent proxy": 5, "random errors": 30}
 REFUSALS = ("EIO", "ENOTCONN", "ESTALE", "ETIMEDOUT", "EACCES", "EMFILE", "memory")

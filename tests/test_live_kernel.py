@@ -239,6 +239,34 @@ def test_the_first_value_of_each_edit_is_the_default(stem):
     assert {name: values[0] for name, values in EDITS[stem].items()} == {name: names[name] for name in EDITS[stem]}
 
 
+CUT = """
+_save_progress = _workspace.Stage.save_progress
+def _cut(stage, **content):
+    _workspace.Stage.save_progress = _save_progress
+    _save_progress(stage, **content)
+    raise KeyboardInterrupt
+_workspace.Stage.save_progress = _cut
+"""
+
+
+@pytest.mark.parametrize("stem", STEMS[:3])
+def test_a_run_that_was_cut_off_ends_with_the_same_bytes(kernel, ground, tmp_path, stem):
+    """Interrupted right after its first save of progress, and then run again."""
+    inputs, clean = ground
+    workspace = Path(shutil.copytree(inputs, tmp_path / "cut"))
+    for path in finished(workspace, MAKES[stem]):
+        path.unlink()
+    kernel.run("%reset -f")
+    trains = next(n for n, source in enumerate(cells(stem)) if "stage.save(" in source)
+    for number in range(trains):
+        assert kernel.run(cells(stem)[number] if number else injected(stem, workspace, {})) == "ok"
+        assert number != 1 or kernel.run(OFTEN + CUT) == "ok"
+    assert kernel.run(cells(stem)[trains])[0] == "KeyboardInterrupt" and list(workspace.rglob("*.unfinished.pt"))
+    assert kernel.run(cells(stem)[trains]) == "ok"
+    path, = finished(workspace, MAKES[stem])
+    assert path.read_bytes() == clean(stem, {}).read_bytes()
+
+
 @pytest.mark.live
 def test_whatever_a_reader_does_the_files_are_right(kernel, ground, tmp_path, request, capsys):
     count = request.config.getoption("--sequences")

@@ -83,7 +83,8 @@ def test_02_has_a_value_for_every_weight(series):
     cvae, fim = load(series, "cvae.pt"), load(series, "fim-cvae.pt")
     assert {k: v.shape for k, v in fim["state"].items()} == {k: v.shape for k, v in cvae["state"].items()}
     assert all((value >= 0).all() for value in fim["state"].values())
-    assert "largest relative difference of any layer from the loop" in text(series[1]["02"])
+    differences = re.findall(r"largest relative difference of any layer from [\w ]+: (\S+)", text(series[1]["02"]))
+    assert len(differences) == 2 and max(map(float, differences)) < 1e-12   # float32 cannot promise that: see there
     assert len(pictures(series[1]["02"])) == 3
 
 
