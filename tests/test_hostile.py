@@ -347,7 +347,7 @@ ACCIDENTS = dict(zip(TRIALS, (kill, truncate, flip, swap, disk_full, read_only, 
                               too_many_open_files, unreadable_data, silent_proxy, random_errors), strict=True))
 
 
-def test_a_hostile_afternoon(capsys, monkeypatch):
+def test_a_hostile_afternoon(record_property, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # for the fork server, which else preloads nothing
     begin, trials = time.perf_counter(), dict(TRIALS)
     if shutil.which("fiu-run"):  # the processes start with the library that it would preload, which errs on demand only
@@ -361,11 +361,11 @@ def test_a_hostile_afternoon(capsys, monkeypatch):
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
         day = Afternoon(Path(folder))
         tally = Counter(pool.map(lambda job: trial(day, *job), enumerate(kinds)))
-    with capsys.disabled():
-        print(f"\n{len(kinds)} accidents in {time.perf_counter() - begin:.0f} s")
-        for kind in TRIALS:
-            ends = ", ".join(f"{count} {end}" for (k, end), count in sorted(tally.items()) if k == kind)
-            print(f"  {kind:20}", ends or "not tried: fiu-run (Debian's fiu-utils) is not installed")
+    lines = []
+    for kind in TRIALS:
+        ends = ", ".join(f"{count} {end}" for (k, end), count in sorted(tally.items()) if k == kind)
+        lines.append(f"{kind:20} {ends or 'not tried: fiu-run (Debian’s fiu-utils) is not installed'}")
+    record_property(f"{len(kinds)} accidents in {time.perf_counter() - begin:.0f} s", "\n".join(lines))
     assert sum(tally.values()) == len(kinds) >= 300 and tally["kill", "resumed, right"] >= 10
     assert "random errors" not in trials or tally["random errors", "said so, then right"] >= 5
     assert time.perf_counter() - begin < 600

@@ -268,13 +268,12 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bytes(kernel, ground, tmp_pat
 
 
 @pytest.mark.live
-def test_whatever_a_reader_does_the_files_are_right(kernel, ground, tmp_path, request, capsys):
+def test_whatever_a_reader_does_the_files_are_right(kernel, ground, tmp_path, request, record_property):
     count = request.config.getoption("--sequences")
     # Without a search for a shorter sequence, which takes an hour where each takes seconds: the first that fails is shown.
     chosen = settings(max_examples=count, stateful_step_count=8, deadline=None, derandomize=True, database=None,
                       phases=[Phase.generate], suppress_health_check=list(HealthCheck), print_blob=False)
     run_state_machine_as_test(machine(kernel, *ground, tmp_path), settings=chosen)
-    with capsys.disabled():
-        print("\n" + ", ".join(f"{n} × {move}" for move, n in moves.items()), "|",
-              ", ".join(f"{n} {end}" for end, n in ends.items()))
+    record_property("what was done in a live kernel", ", ".join(f"{n} × {move}" for move, n in moves.items()) + " | "
+                    + ", ".join(f"{n} {end}" for end, n in ends.items()))
     assert moves["sequence"] >= count
