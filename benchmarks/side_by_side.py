@@ -2,13 +2,15 @@
 
 The reference is our own plain implementation of what the paper's code does. Its long stages are timed over a stated part
 and scaled; ours run to their end, and the quality that they reach is measured. Ours are the notebooks' own cells, so what
-is timed is what is read. Writes side_by_side.json and the tables made from it. `--quick` takes three minutes at most.
+is timed is what is read. Writes this machine's part of side_by_side.json, and the tables made from it. `--quick` takes
+three minutes at most.
 """
 
 import argparse
 import contextlib
 import json
 import os
+import platform
 import resource
 import statistics
 import subprocess
@@ -25,6 +27,22 @@ sys.path.insert(0, str(REPOSITORY / "notebooks"))
 PAGE = REPOSITORY / "benchmarks" / "README.md"
 # What brings 01's test -ELBO below the reference's 96.65 nats soonest: a shorter run needs nothing to hold it back
 ENOUGH = {"steps": 5400, "batch_size": 192, "learning_rate": 4e-3, "weight_decay": 0, "dropout": 0}
+
+
+def machine():
+    """The processor's name, and whether `quick_products` rounds to bfloat16 there: 01 and 03 are the faster for it."""
+    import torch
+
+    from amnesia.training import quick_products
+
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    a = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
+    with quick_products():
+        quick = a @ a
+    rounded = ((quick - a @ a).norm() / quick.norm()).item() > 1e-4   # float32 in another order: below 1e-6
+    return f"{(named or [platform.processor()])[0]}, matrix products {'in bfloat16' if rounded else 'in float32 only'}"
 
 
 def device():
@@ -317,8 +335,13 @@ def rows(stages):
     return lines
 
 
+def tables(results):
+    """The markdown tables of the page, one for each machine, from the content of side_by_side.json."""
+    return "\n\n".join(f"**{name}:**\n\n{table(result)}" for name, result in results.items())
+
+
 def table(result):
-    """The markdown table of the page, from the content of side_by_side.json."""
+    """The markdown table of one machine."""
     stages = {stage: sides for stage, sides in result["stages"].items() if stage != "arithmetic"}
     share, quick, step, quick_step = (statistics.median(run[key] for run in result["stages"]["arithmetic"]["ours"])
                                       for key in ("share", "quick_share", "seconds", "quick_seconds"))
@@ -343,8 +366,9 @@ def main():
     repeats, parts = (1, (100, 300, 60)) if options.quick else (3, (400, 2000, 150))
     result = {"stages": compare(STAGES, (*parts, None, None), repeats), "versions": versions()}
     if not options.quick:
-        RESULT.write_text(json.dumps(result, indent=1))
-        fill(PAGE, "side by side", table(result), "side_by_side")
+        results = json.loads(RESULT.read_text()) | {machine(): result}
+        RESULT.write_text(json.dumps(results, indent=1))
+        fill(PAGE, "side by side", tables(results), "side_by_side")
     print(table(result))
 
 

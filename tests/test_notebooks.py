@@ -202,7 +202,7 @@ def test_what_is_committed_is_executed_clean_and_small(path):
     assert max(map(len, pictures(notebook))) < 400_000
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 def test_what_is_committed_is_solved_and_its_code_fits_a_page(path):
     for cell in nbformat.read(path, as_version=4).cells:
         if ANSWER.search(cell.source):
