@@ -24,7 +24,6 @@ from pathlib import Path
 
 import drawing
 import nbformat
-import pandas as pd
 import papermill
 import play
 from nbclient import NotebookClient
@@ -32,9 +31,7 @@ from nbconvert.preprocessors.coalescestreams import CoalesceStreamsPreprocessor
 
 sys.path.extend(str(Path(__file__).resolve().parents[1] / "notebooks" / folder) for folder in ("", "studies"))
 
-from amnesia.data import CLASS_NAMES
 from amnesia.workspace import REPOSITORY
-from experiments.tables import markdown
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("0*.ipynb"))
 FRONT, HOW_TO, STUDIED = (REPOSITORY / folder / "README.md" for folder in ("", "notebooks", "notebooks/studies"))
@@ -129,28 +126,6 @@ def fill(page, marker, table, script="release"):
     page.write_text(f"{head}{begin}\n{table}\n{end}{rest.split(end)[1]}")
 
 
-def fashion_table(evaluations):
-    """The studies' table of FashionMNIST, in markdown, from the contents of its evaluation-<digit>.json."""
-    rows, names = {}, CLASS_NAMES["FashionMNIST"]
-    for evaluation in evaluations:
-        before, after = evaluation["original"], evaluation["amnesiac"]
-        accuracy, worst, elbo = (after[key] - before[key] for key in ("kept_accuracy", "kept_accuracy_worst", "kept_elbo"))
-        p, h = ([block[key] for block in (before, after, evaluation["reference"]["grey"])]
-                for key in ("forgotten_probability", "entropy"))
-        rows[names[evaluation["settings"]["forget"][0]]] = [
-            *(f"{value:.3f}" for value in p), *(f"{value:.2f}" for value in h), f"{100 * accuracy:+.1f} points",
-            f"{100 * worst:+.1f} points", f"{elbo:+.2f} nats"]
-    header = ["P before", "after", "on grey", "H before", "after", "on grey", "kept accuracy", "worst kept class",
-              "kept ELBO"]
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=header).rename_axis("forgotten")
-    kept, real, versions = evaluations[0]["original"], evaluations[0]["reference"]["real"], evaluations[0]["versions"]
-    note = (f"One seed; n = {kept['n_per_class']:,} samples per class. Of the nine classes kept when T-shirts go, the judge "
-            f"recognises {real['kept_accuracy']:.3f} of real test images and {kept['kept_accuracy']:.3f} of the original's "
-            f"samples, whose ELBO on test images is {kept['kept_elbo']:.1f} nats. {versions['hardware']}, torch "
-            f"{versions['torch']}.")
-    return f"{markdown(table)}\n\n{note}"
-
-
 def badges(repository):
     """The line of Colab's badges, one per notebook, for a repository "owner/name" on GitHub; nothing while it is ""."""
     colab, badge = "https://colab.research.google.com/github", "https://colab.research.google.com/assets/colab-badge.svg"
@@ -171,12 +146,10 @@ def fill_pages():
     for path in (REPOSITORY / "notebooks").rglob("*.ipynb"):
         path.write_text(addressed(path.read_text(), repository))
     digits, times = [read(f"evaluation-{digit}.json") for digit in range(10)], read("times.json")
-    fashion = [read(f"FashionMNIST/evaluation-{label}.json") for label in range(10)]
     fill(FRONT, "results", results_table(digits[0]))
     fill(HOW_TO, "times", times_table(times))
     fill(HOW_TO, "another digit", another_digit(times))
     fill(STUDIED, "digits", digits_table(digits))
-    fill(STUDIED, "fashion", fashion_table(fashion))
 
 
 def release(train):

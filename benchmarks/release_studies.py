@@ -42,20 +42,9 @@ def summary_table(records, attacks):
     return f"{markdown(table.rename(columns={'kept ELBO': 'kept ELBO, nats'}))}\n\n{note}"
 
 
-def fashion_table(records):
-    """The table of what forgets T-shirts: the records of study 3 with dataset = "FashionMNIST"."""
-    runs = frame(records, plan(ROWS, [[0]], range(3), bounds=True), lambda forget: released_grey(forget, "FashionMNIST"))
-    table = summary(runs, {"P": ".3f", "H": ".3f", "kept accuracy": ".3f", "worst kept digit": ".3f", "Fréchet": ".1f",
-                           "recall": ".3f", "kept ELBO": ".2f"})
-    return markdown(table.drop(columns="n").rename(columns={"worst kept digit": "worst kept class",
-                                                            "kept ELBO": "kept ELBO, nats"}))
-
-
 def fill_page():
-    """Writes the tables of the released logs into the studies' page."""
-    for marker, table in (("studies", summary_table(released("studies"), released("attacks"))),
-                          ("fashion methods", fashion_table(released("studies", "FashionMNIST")))):
-        fill(STUDIED, marker, table, "release_studies")
+    """Writes the table of the released logs into the studies' page."""
+    fill(STUDIED, "studies", summary_table(released("studies"), released("attacks")), "release_studies")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from release import (
     another_digit,
     badges,
     digits_table,
-    fashion_table,
     read,
     results_table,
     times_table,
@@ -30,7 +29,6 @@ def test_tables_are_those_of_the_released_run():
     front, how_to, studied = (page.read_text() for page in (FRONT, HOW_TO, STUDIED))
     assert results_table(read("evaluation-0.json")) in front and times_table(read("times.json")) in how_to
     assert digits_table([read(f"evaluation-{digit}.json") for digit in range(10)]) in studied
-    assert fashion_table([read(f"FashionMNIST/evaluation-{label}.json") for label in range(10)]) in studied
     assert another_digit(read("times.json")) in how_to and read("times.json")["seconds"]["03_forget"] < 60
 
 
