@@ -273,7 +273,8 @@ def test_emulated_colab_runs_the_five_at_their_defaults(session, tmp_path):
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_emulated_colab_runs_a_study(session, path):
     """With a hundredth of the steps in everything that is trained."""
-    shutil.copytree(REPOSITORY / "checkpoints" / "released", session.source / "checkpoints" / "released")
+    for kind in ("checkpoints", "figures"):
+        shutil.copytree(REPOSITORY / kind / "released", session.source / kind / "released")
     with open(session.source / "notebooks" / "amnesia" / "training.py", "a") as training:
         training.write("\n\nwhole = fit\n\n\ndef fit(model, loss, *, steps, **options):\n"
                        "    return whole(model, loss, steps=max(1, steps // 100), **options)\n")
