@@ -262,7 +262,7 @@ def test_a_study_runs_top_to_bottom_in_miniature(path, small, monkeypatch):
                     names.update(full=True, dataset="MNIST")
     if "own" in names:
         assert len({str(record["settings"]) for record in names["own"]}) == len(names["own"]) > 3
-    elif "table" in names:
+    elif path.stem == "8_your_method":
         assert "| average | 3 |" in names["table"]
     else:
         assert list(names["rows"]) == list(names["models"]) == ["original", "selective amnesia", "retrain"]
