@@ -1,8 +1,10 @@
 """Makes the released runs of the studies: python benchmarks/release_studies.py WORKSPACE
 
 Runs the study notebooks at full size in WORKSPACE, from the released checkpoints (hours on two cores; a run that was
-stopped goes on where it was); copies the logs to checkpoints/released; executes the notebooks as committed, in place; and
-writes the studies' page's tables from the logs.
+stopped goes on where it was), study 10 from a model of clothes that notebooks 1 and 2 make there; copies the logs to
+checkpoints/released; executes the notebooks as committed, in place; and writes the studies' page's table from the logs.
+springs-5000.jsonl is springs.jsonl of a machine without a network, where the five notebooks and study 10, with full = True
+and dataset = "MNIST", ran in one workspace.
 """
 
 import os
@@ -12,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 import papermill
-from release import REPOSITORY, STUDIED, execute, fill
+from release import NOTEBOOKS, REPOSITORY, STUDIED, execute, fill, run
 
 from experiments.loading import released, released_grey
 from experiments.methods import METHODS
@@ -49,13 +51,15 @@ def fill_page():
 
 if __name__ == "__main__":
     workspace = Path(sys.argv[1]).absolute()
+    run(workspace, NOTEBOOKS[:2], dataset="FashionMNIST")
     for path in STUDIES:
         with tempfile.TemporaryDirectory() as folder:
             papermill.execute_notebook(path, Path(folder) / path.name, {"workspace": str(workspace), "full": True},
                                        cwd=path.parent, log_output=True)
-    for log in (workspace / "checkpoints").glob("*.jsonl"):
-        shutil.copy(log, RELEASED)
-        os.chmod(RELEASED / log.name, 0o644)
+    for log in (workspace / "checkpoints").rglob("*.jsonl"):
+        copy = RELEASED / log.relative_to(workspace / "checkpoints")
+        shutil.copy(log, copy)
+        os.chmod(copy, 0o644)
     for path in STUDIES:
         execute(path, workspace)
     fill_page()

@@ -30,7 +30,7 @@ ENOUGH = {"steps": 5400, "batch_size": 192, "learning_rate": 4e-3, "weight_decay
 
 
 def machine():
-    """The processor's name, and whether `quick_products` rounds to bfloat16 there: 01 and 03 are the faster for it."""
+    """The processor's name, and whether `quick_products` rounds to bfloat16 there, which 01 is the faster for."""
     import torch
 
     from amnesia.training import quick_products

@@ -100,8 +100,8 @@ def main(argv):
     if sys.version_info < (3, 11):  # noqa: UP036
         sys.exit(f"Python 3.11 or newer is needed; this is {sys.version.split()[0]}.")
     if argv[:1] == ["test"]:
-        side_by_side = "-n", "logical", "--maxprocesses", "4", "--dist", "loadfile"
-        return call(set_up("requirements-dev.txt"), "-m", "pytest", *side_by_side, *argv[1:])
+        workers = "-n", "logical", "--maxprocesses", "4", "--dist", "loadfile"
+        return call(set_up("requirements-dev.txt"), "-m", "pytest", *workers, *argv[1:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", metavar="word", help="a notebook or a parameter; none: the five notebooks")
     words, python = parser.parse_args(argv).words, set_up("requirements.txt")

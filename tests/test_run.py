@@ -96,8 +96,9 @@ def test_the_words_reach_the_environment_or_pytest(monkeypatch, tmp_path):
     monkeypatch.setattr(run, "set_up", lambda requirements: requirements)
     monkeypatch.setattr(run, "call", lambda *command: calls.append(command) or 5)
     assert run.main(["test", "-k", "fisher"]) == run.main(["03", "forget=[3, 8]"]) == 5
-    assert calls[0][:3] == ("requirements-dev.txt", "-m", "pytest") and calls[0][-2:] == ("-k", "fisher")
-    assert calls[1:] == [("requirements.txt", run.__file__, "03", "forget=[3, 8]")]
+    workers = ("-n", "logical", "--maxprocesses", "4", "--dist", "loadfile")
+    assert calls == [("requirements-dev.txt", "-m", "pytest", *workers, "-k", "fisher"),
+                     ("requirements.txt", run.__file__, "03", "forget=[3, 8]")]
     with pytest.raises(SystemExit) as error:
         run.main(["--frobnicate"])
     assert error.value.code == 2

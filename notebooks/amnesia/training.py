@@ -47,7 +47,7 @@ def progress(iterable=None, **options):
 @contextmanager
 def quick_products():
     """Within it, processors that have units for it round the inputs of float32 matrix products: to bfloat16 on a CPU with
-    AMX (with AVX512-BF16 alone, torch 2.14 computes as before), to TF32 on an NVIDIA GPU. Others compute as before. Sums
+    AMX (on an AMD with AVX512-BF16 alone, torch 2.14 did not), to TF32 on an NVIDIA GPU. Others compute as before. Sums
     stay float32, and so do the weights.
 
     The user's own setting is back afterwards, whether made by torch's older call or, from 2.9 on, by fp32_precision.
