@@ -51,6 +51,7 @@ def fill_page():
 
 if __name__ == "__main__":
     workspace = Path(sys.argv[1]).absolute()
+    workspace.mkdir(parents=True, exist_ok=True)
     run(workspace, NOTEBOOKS[:2], dataset="FashionMNIST")
     for path in STUDIES:
         with tempfile.TemporaryDirectory() as folder:
