@@ -12,11 +12,14 @@ from experiments.attacks import (
     BOX,
     RADIUS_SQUARED,
     SEARCHES,
+    Inversion,
     drawn,
+    in_the_box,
     invert,
     on_simplex,
     relearn,
     search,
+    search_label,
     successes,
     within_ball,
 )
@@ -85,6 +88,36 @@ def test_inversion_finds_a_label_that_draws_the_images(released, digits):
     z = torch.randn(200, cvae.latent_dim, generator=torch.Generator().manual_seed(0))
     assert y.shape == (10,) and y.abs().max() <= BOX
     assert successes(second, drawn(cvae, z, y.expand(200, -1)), 7).float().mean() > 0.5
+
+
+def test_the_cost_of_an_inversion_is_minus_the_joint_log_density(released, digits):
+    """But for the normal density's constant; by torch.distributions. Labels that are fixed stay."""
+    cvae, x = deepcopy(released[0]).double(), (digits[0].only([7])[:3][0] > 0.5).double()
+    labels = one_hot(torch.tensor([1, 7])).double()
+    inversion = Inversion(cvae, x, labels.clone(), fixed=True)
+    before = inversion.step()
+    for _ in range(30):
+        inversion.step()
+    costs, z = inversion.costs(), inversion.z
+    assert torch.equal(inversion.y, labels) and (costs < before).all() and costs[1].mean() < costs[0].mean()
+    for i, label in enumerate(labels):
+        for j, image in enumerate(x):
+            pixels = torch.distributions.Bernoulli(logits=cvae.decode(z[i, j:j + 1], label[None])[0])
+            prior = torch.distributions.Normal(torch.zeros(8), 1)
+            joint = pixels.log_prob(image).sum() + (prior.log_prob(z[i, j]) - prior.log_prob(torch.zeros(8))).sum()
+            assert costs[i, j].item() == pytest.approx(-joint.item(), rel=1e-6)
+    assert in_the_box(500).abs().max() <= BOX and in_the_box(500).std() == pytest.approx(BOX / 3**0.5, rel=0.05)
+
+
+def test_one_label_vector_is_found_for_many_latents(released, grey):
+    cvae, judge, second = released
+    z = torch.randn(200, cvae.latent_dim, generator=torch.Generator().manual_seed(0))
+    y = search_label(cvae, judge, 7, restarts=4, steps=60, batch_size=16)
+    assert y.shape == (10,) and y.abs().max() <= BOX
+    assert successes(second, drawn(cvae, z, y.expand(200, -1)), 7).float().mean() > 0.9
+    nothing = search_label(grey, judge, 7, restarts=2, steps=3, batch_size=16)
+    assert not successes(second, drawn(grey, z, nothing.expand(200, -1)), 7).any()
+    assert torch.equal(y, search_label(cvae, judge, 7, restarts=4, steps=60, batch_size=16))
 
 
 def test_relearning_counts_steps(released, grey, digits):

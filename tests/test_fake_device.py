@@ -17,7 +17,7 @@ from experiments import loading, scoring
 from experiments.loading import Experiment
 from experiments.methods import METHODS, references
 from experiments.methods.selective_amnesia import batch_mean_fisher, selective_amnesia
-from experiments.recovery import forget_and_recover
+from experiments.recovery import forget_and_recover, forget_and_search_label
 from experiments.scoring import forget_and_score, forget_in_turn
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_")  # matplotlib's, of tensors
@@ -129,6 +129,7 @@ WORK = {"the judge": lambda e: train_judge(Workspace(e.store.folder / "another")
         "score": lambda e: forget_and_score(e, "selective amnesia", [0], scale=0.002, bounds=True),
         "in turn": lambda e: forget_in_turn(e, [0, 3], scale=0.002, remember="distil"),
         "recover": lambda e: forget_and_recover(e, "selective amnesia", [0], scale=0.002, restarts=4),
+        "one label": lambda e: forget_and_search_label(e, "original", [0], scale=0.002),
         "batch mean": lambda e: batch_mean_fisher(e.task([0]), n_samples=500)}
 
 

@@ -1,5 +1,7 @@
 """Selective Amnesia as a function is notebook 03 to the bit; its switches and its rivals do what they say."""
 
+from copy import deepcopy
+
 import nbformat
 import pytest
 import torch
@@ -8,8 +10,9 @@ from conftest import REPOSITORY
 from amnesia import CVAE, diagonal_fisher, negative_elbo_terms, one_hot
 from amnesia.files import Saved
 from experiments.methods import references
+from experiments.methods.adversarial import adversarial, inner_inversion
 from experiments.methods.ascent import CEILING, naive, neggrad
-from experiments.methods.distillation import distilled
+from experiments.methods.distillation import distilled, divergence, nearest_kept, steered
 from experiments.methods.editing import dampening, label_edit
 from experiments.methods.projection import surgery
 from experiments.methods.references import oracle, retrain
@@ -25,6 +28,15 @@ def task(digits):
     kept = torch.tensor([0, 1, 2, 4, 5, 6, 7, 8, 9])
     recipe = Saved(REPOSITORY / "checkpoints" / "released" / "cvae.pt").settings
     return Task(cvae, diagonal_fisher(cvae, 500), digits[0], torch.tensor([3]), kept, scale=0.01, recipe=recipe)
+
+
+@pytest.fixture
+def released_task(digits):
+    """To forget a 4 of the released model, within 32 steps."""
+    cvae = Saved(REPOSITORY / "checkpoints" / "released" / "cvae.pt").build(CVAE, "cpu")
+    kept = torch.tensor([0, 1, 2, 3, 5, 6, 7, 8, 9])
+    return Task(cvae, {name: torch.ones_like(p) for name, p in cvae.named_parameters()}, digits[0], torch.tensor([4]), kept,
+                scale=0.02)
 
 
 def changed(task, cvae):
@@ -133,6 +145,71 @@ def test_saliency_changes_half_of_the_weights(task):
                          for after in (saliency(task), random_label(task)))
     share = sum(m.sum() for m in moved) / sum(m.numel() for m in moved)
     assert 0.3 < share <= 0.5 < sum(m.sum() for m in everything) / sum(m.numel() for m in everything)
+
+
+def test_the_divergence_is_that_of_two_conditionals(task):
+    """Between what the frozen copy says of one label and the model of another, by torch.distributions."""
+    original, cvae = task.cvae, CVAE(latent_dim=4, hidden=(32, 16))
+    asked, told = torch.tensor([1, 4, 9]), torch.tensor([3, 3, 9])
+    torch.manual_seed(1)
+    found = divergence(original, cvae, asked, told)
+    torch.manual_seed(1)
+    z, (old, new) = torch.randn(3, 4), (one_hot(labels) for labels in (asked, told))
+    pixels = [torch.distributions.Bernoulli(logits=c.decode(z, y)) for c, y in ((original, old), (cvae, new))]
+    x = pixels[0].probs
+    latents = [torch.distributions.Normal(mean, (log_var / 2).exp())
+               for mean, log_var in (original.encode(x, old), cvae.encode(x, new))]
+    torch.testing.assert_close(found, sum(torch.distributions.kl_divergence(*pair).sum(1) for pair in (pixels, latents)),
+                               rtol=1e-4, atol=1e-4)
+
+
+def test_steering_teaches_the_answer_to_the_nearest_label(released_task):
+    assert nearest_kept(released_task.cvae, torch.tensor(4), released_task.kept) == 9
+    after, z = steered(released_task), torch.randn(50, 8)
+    four, nine = (torch.full((50,), label) for label in (4, 9))
+    target = released_task.cvae.generate(nine, z)
+    before, now = ((cvae.generate(four, z) - target).square().mean() for cvae in (released_task.cvae, after))
+    assert now < 0.5 * before
+
+
+def test_the_inner_inversion_finds_what_is_there(released_task):
+    """Much, in the model that draws the digit; nothing, in one that draws grey; and it starts anew now and then."""
+    grey = deepcopy(released_task.cvae)
+    with torch.no_grad():
+        grey.decoder[-1].weight.zero_(), grey.decoder[-1].bias.zero_()
+    found = {}
+    for name, cvae in (("original", released_task.cvae), ("grey", grey)):
+        torch.manual_seed(0)
+        invert = inner_inversion(cvae, released_task, attackers=2, k=4, life=150)
+        found[name] = [invert().item() for _ in range(151)]
+    assert found["original"][0] == 0 < 10 < found["original"][149] and found["original"][150] == 0
+    assert not any(found["grey"])
+
+
+def test_the_floor_is_the_best_of_the_kept_labels_for_each_drawing(released_task, monkeypatch):
+    """The term is the mean of max(0, floor - cost) over the attackers, where the costs are these."""
+    class Told:
+        def __init__(self, cvae, images, y, fixed=False):
+            self.among_kept, self.k = fixed, len(images)
+
+        def step(self):
+            return torch.arange(9.0)[:, None] + torch.tensor([5.0, 30.0]).repeat(32) if self.among_kept else None
+
+        def costs(self):
+            return torch.tensor([[4.0], [100.0]]).expand(2, self.k)
+
+    monkeypatch.setitem(inner_inversion.__globals__, "Inversion", Told)
+    torch.manual_seed(0)
+    invert = inner_inversion(released_task.cvae, released_task, attackers=2, k=64)
+    assert invert().item() == pytest.approx((17.5 - 4) / 2)                     # 17.5 is the mean of 5 and 30
+
+
+def test_adversarial_amnesia_is_distilled_amnesia_with_one_term_more(task):
+    terms = []
+    task.minimise = lambda cvae, loss: terms.append({k: v.item() for k, v in loss().items()}) or cvae
+    adversarial(task), distilled(task)
+    assert terms[0].keys() - terms[1].keys() == {"invert"} and terms[0]["forget"] > 500
+    assert task.minimise.__name__ == "<lambda>"             # the task is left as it was
 
 
 def test_the_divergence_is_the_sum_of_its_halves(task):

@@ -21,7 +21,7 @@ from experiments.loading import Experiment, in_a_worker, released
 from experiments.methods import METHODS, references
 from experiments.methods.selective_amnesia import IMPORTANCE, batch_mean_fisher
 from experiments.plan import grid, plan
-from experiments.recovery import forget_and_recover
+from experiments.recovery import forget_and_recover, forget_and_search_label
 from experiments.scoring import forget_and_score, forget_in_turn
 from experiments.sweep import unpack
 from experiments.tables import change, clustered, figures, frame, markdown, partners, spread, summary
@@ -83,6 +83,12 @@ def test_recovering_says_all_there_is_to_say(small):
     assert all(result[key] == scored[key] for key in ("forgotten_probability", "kept_elbo", "P"))
     assert result["relearning"].keys() == {"10", "100"} and result["resurgence"]["kept_elbo"] != scored["kept_elbo"]
     assert forget_and_recover(small, "original", [4], scale=0.005, restarts=10)["relearning"] == {"10": 0, "100": 0}
+
+
+def test_one_label_for_many_latents_brings_the_digit_back_of_the_original_only(small):
+    found = forget_and_search_label(small, "original", [4], scale=0.2)
+    assert found["hits"] > 0.9 * found["n"] == 180 and len(unpack(found["drawn"])) == 8
+    assert small.log("one-label").lineage == small.log("attacks").lineage != small.lineage
 
 
 def test_one_after_another_starts_from_the_last_model_and_scores_all(small):
@@ -181,7 +187,8 @@ def test_intervals_are_those_of_the_seeds():
 
 @pytest.mark.parametrize(("log", "files", "least"), [
     ("studies", ("cvae.pt", "fim-cvae.pt", "classifier.pt"), 200),
-    ("attacks", ("cvae.pt", "fim-cvae.pt", "classifier.pt", "classifier-1.pt"), 50)])
+    ("attacks", ("cvae.pt", "fim-cvae.pt", "classifier.pt", "classifier-1.pt"), 50),
+    ("one-label", ("cvae.pt", "fim-cvae.pt", "classifier.pt", "classifier-1.pt"), 30)])
 def test_the_published_runs_start_from_the_released_files(log, files, least):
     digests = {name: Saved(RELEASED / name).digest for name in files}
     runs, lines = released(log), (RELEASED / f"{log}.jsonl").read_text().splitlines()

@@ -65,24 +65,76 @@ def on_simplex(y):
     return (y - excess.gather(1, last)).clamp_min(0)
 
 
-def invert(cvae, images, restarts=8, steps=400, learning_rate=0.05, seed=0):
-    """Concept inversion: the one label vector (10,) within the box that lets the decoder explain images (k, 784) best.
+def in_the_box(restarts, generator=None):
+    """Label vectors (restarts, 10), drawn uniformly from the box."""
+    return (2 * torch.rand(restarts, CLASSES, generator=generator) - 1) * BOX
 
-    Each image has a z of its own, found along with the label, under the prior: the encoder, which forgetting may have
-    spoiled, is not asked. The best of several restarts. (Gal et al. 2023 and Pham et al. 2024, for this model.)
+
+class Inversion:
+    """Concept inversion, a step at a time: label vectors y (restarts, 10), each of which is to let the decoder explain all
+    of some images (k, 784).
+
+    Each image has a z of its own beside each label vector, found along with it, under the prior: the encoder, which
+    forgetting may have spoiled, is not asked. fixed: the label vectors stay as they are, and only the z are found.
     """
-    generator, device, k = torch.Generator().manual_seed(seed), images.device, len(images)
-    y = ((2 * torch.rand(restarts, CLASSES, generator=generator) - 1) * BOX).to(device).requires_grad_()
-    z = torch.zeros(restarts, k, cvae.latent_dim, device=device, requires_grad=True)
-    optimizer = torch.optim.Adam([y, z], learning_rate)
+
+    def __init__(self, cvae, images, y, learning_rate=0.05, fixed=False):
+        self.cvae, self.images, self.y = cvae, images, y.requires_grad_(not fixed)
+        self.z = torch.zeros(len(y), len(images), cvae.latent_dim, device=images.device, requires_grad=True)
+        self.searched = [self.z] if fixed else [self.y, self.z]
+        self.optimizer = torch.optim.Adam(self.searched, learning_rate)
+
+    def costs(self):
+        """-log p(x|z,c) + |z|^2 / 2 of each image under each label vector: (restarts, k) nats."""
+        restarts, k = len(self.y), len(self.images)
+        logits = self.cvae.decode(self.z.flatten(0, 1), self.y.repeat_interleave(k, 0))        # (restarts k, 784)
+        nll = bernoulli_nll(logits, self.images.repeat(restarts, 1))
+        return (nll + self.z.flatten(0, 1).square().sum(1) / 2).view(restarts, k)
+
+    def step(self):
+        """One step of Adam down the costs; returns what they were before it."""
+        costs = self.costs()
+        for values, gradient in zip(self.searched, torch.autograd.grad(costs.sum(), self.searched), strict=True):
+            values.grad = gradient
+        self.optimizer.step()
+        with torch.no_grad():
+            self.y.clamp_(-BOX, BOX)
+        return costs.detach()
+
+
+def invert(cvae, images, restarts=8, steps=400, learning_rate=0.05, seed=0):
+    """The one label vector (10,) within the box that lets the decoder explain images (k, 784) best, of several restarts.
+
+    (Concept inversion: Gal et al. 2023 and Pham et al. 2024, for this model.)
+    """
+    y = in_the_box(restarts, torch.Generator().manual_seed(seed)).to(images.device)
+    inversion = Inversion(cvae, images, y, learning_rate)
     for _ in range(steps):
-        logits = cvae.decode(z.flatten(0, 1), y.repeat_interleave(k, 0))                        # (restarts k, 784)
-        nll = bernoulli_nll(logits, images.repeat(restarts, 1)) + z.flatten(0, 1).square().sum(1) / 2
-        y.grad, z.grad = torch.autograd.grad(nll.sum(), [y, z])
+        costs = inversion.step()
+    return y[costs.mean(1).argmin()].detach()
+
+
+def search_label(cvae, judge, label, restarts=8, steps=150, batch_size=64, learning_rate=0.1, seed=0):
+    """The one label vector (10,) within the box under which `judge` is surest to see `label` whatever the z: the best of
+    several restarts, each of which climbs the mean log-probability over so many new z of the prior at every step, by Adam.
+    """
+    generator, device = torch.Generator().manual_seed(seed), next(cvae.parameters()).device
+    y = in_the_box(restarts, generator).to(device).requires_grad_()
+    optimizer = torch.optim.Adam([y], learning_rate)
+
+    def costs(y, n):
+        """-log p(label) of each label vector, the mean over n new z: (restarts,)."""
+        z = torch.randn(len(y) * n, cvae.latent_dim, generator=generator).to(device)
+        logits = judge(cvae.decode(z, y.repeat_interleave(n, 0)).sigmoid())
+        return -logits.log_softmax(1)[:, label].view(len(y), n).mean(1)
+
+    for _ in range(steps):
+        y.grad, = torch.autograd.grad(costs(y, batch_size).sum(), [y])
         optimizer.step()
         with torch.no_grad():
             y.clamp_(-BOX, BOX)
-    return y[nll.view(restarts, k).mean(1).argmin()].detach()
+    with torch.no_grad():
+        return y[costs(y, 10 * batch_size).argmin()].detach()
 
 
 @torch.no_grad()

@@ -18,6 +18,8 @@ from amnesia.workspace import REPOSITORY, Workspace
 from .methods import METHODS, Task
 from .sweep import Log, sweep
 
+ATTACKS = ("attacks", "one-label")                          # logs of runs that the second judge scores
+
 
 class Experiment:
     """The trained CVAE, its Fisher information, the judges and the digits, and what may be done with them again and again.
@@ -79,8 +81,8 @@ class Experiment:
         return cvae
 
     def log(self, name="studies"):
-        """The log <name>.jsonl in this workspace, of runs from these files; those of "attacks" need the second judge too."""
-        judges = [self.second_judge_file] if name == "attacks" else []
+        """The log <name>.jsonl in this workspace, of runs from these files; those of ATTACKS need the second judge too."""
+        judges = [self.second_judge_file] if name in ATTACKS else []
         return Log(self.store.checkpoints / f"{name}.jsonl", self.lineage | {file.name: file.digest for file in judges})
 
     def sweep(self, run, plan, n_jobs=-1, cluster="", log="studies"):

@@ -6,7 +6,7 @@ import torch
 
 from amnesia.parameters import forget_set
 
-from .attacks import SEARCHES, drawn, invert, recognised, relearn, search, successes
+from .attacks import SEARCHES, drawn, invert, recognised, relearn, search, search_label, successes
 from .bounds import fine_tune
 from .scoring import score
 from .sweep import pack
@@ -28,6 +28,16 @@ def forget_and_recover(experiment, method, forget, seed=0, scale=1.0, restarts=2
             "attacks": attack(experiment, cvae, label, real, seed, scale, restarts),
             "relearning": {str(k): steps_to_relearn(experiment, cvae, label, real[:k], seed, scale) for k in (10, 100)},
             "resurgence": score(experiment, tuned, forget, seed)}
+
+
+def forget_and_search_label(experiment, method, forget, seed=0, scale=1.0, **options):
+    """The original forgets the labels `forget`, and one label vector is searched that draws the first again, whatever
+    the z: {"hits", "n", "drawn"} of 1,000 samples under it, as in forget_and_recover. Raises Diverged."""
+    cvae, n = experiment.forget(method, forget, seed, scale, **options), max(20, round(1000 * scale))
+    y = search_label(cvae, experiment.judge, forget[0], steps=max(1, round(150 * scale)), seed=seed)
+    z = torch.randn(n, cvae.latent_dim, generator=torch.Generator().manual_seed(seed)).to(experiment.device)
+    images = drawn(cvae, z, y.expand(n, -1))
+    return {"hits": successes(experiment.second_judge, images, forget[0]).sum().item(), "n": n, "drawn": pack(images[:8])}
 
 
 def real_images(experiment, label, seed):

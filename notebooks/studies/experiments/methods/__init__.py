@@ -3,8 +3,9 @@
 Those that train go on for as many steps, on batches as large, as Selective Amnesia does, unless they say otherwise.
 """
 
+from .adversarial import adversarial
 from .ascent import naive, neggrad
-from .distillation import distilled
+from .distillation import distilled, steered
 from .editing import dampening, label_edit
 from .projection import surgery
 from .references import oracle, retrain
@@ -12,7 +13,7 @@ from .relabelling import feature, random_label, saliency
 from .selective_amnesia import selective_amnesia
 from .task import Task
 
-__all__ = ["METHODS", "Task", "distilled", "selective_amnesia"]
+__all__ = ["METHODS", "Task", "adversarial", "distilled", "selective_amnesia"]
 
 
 def original(task):
@@ -25,12 +26,14 @@ METHODS = {
     "original": (original, ""),
     "selective amnesia": (selective_amnesia, "none"),
     "distilled amnesia": (distilled, "none"),
+    "adversarial amnesia": (adversarial, "none"),
     "naive": (naive, "none"),
     "NegGrad+": (neggrad, "all"),
     "gradient surgery": (surgery, "none"),
     "random label": (random_label, "none"),
     "SalUn": (saliency, "none"),
     "feature unlearning": (feature, "none"),
+    "Distill, Forget, Repeat": (steered, "none"),
     "dampening": (dampening, "none"),
     "label edit": (label_edit, "none"),
     "retrain": (retrain, "kept labels"),
