@@ -5,7 +5,7 @@ VARIANTS = {"· springs alike, λ = 0.1": {"lam": 0.1, "importance": "identity"}
             "· reach 0.3": {"reach": 0.3}, "· prior for q, reach 0.3": {"posterior": "prior", "reach": 0.3}}
 ATTACKED = {"original": {}, "selective amnesia": {}, "· λ = 0": {"lam": 0.0}, "· λ = 0.1": {"lam": 0.1},
             "· λ = 4": {"lam": 4.0}, "distilled amnesia": {},
-            "· distilled, λ = 0": {"method": "distilled amnesia", "lam": 0.0},
+            "· distilled, λ = 0": {"method": "distilled amnesia", "lam": 0.0}, "adversarial amnesia": {},
             "label edit": {}, "dampening": {}, "random label": {}, "retrain": {}, "oracle": {}, **VARIANTS}
 
 
