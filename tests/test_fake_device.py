@@ -25,9 +25,10 @@ PARAMETERS = {"device": DEVICE.type, "steps": 3, "batch_size": 16, "n_samples": 
 
 
 def waits_in_a_step(waits, work):
-    """What made the device wait between the first and the last of an optimizer's steps in work(), and how many they were."""
+    """What made the device wait between the first and the last of fit()'s steps in work(), and how many they were."""
     marks = []
-    hook = register_optimizer_step_post_hook(lambda *_: marks.append(len(waits)))
+    hook = register_optimizer_step_post_hook(
+        lambda optimizer, *_: marks.append(len(waits)) if isinstance(optimizer, torch.optim.AdamW) else None)
     work()
     hook.remove()
     return waits[marks[0]:marks[-1]] if marks else [], len(marks)

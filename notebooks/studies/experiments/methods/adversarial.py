@@ -45,7 +45,7 @@ def inner_inversion(cvae, task, attackers, k=16, life=400):
     def invert():
         nonlocal inversion, floor
         if next(steps) % life == 0:
-            pick = torch.randperm(len(drawings))[:k]
+            pick = torch.randperm(len(drawings), device=drawings.device)[:k]
             inversion = Inversion(cvae, drawings[pick], in_the_box(attackers).to(drawings.device))
             floor = floors[pick].mean()
         inversion.step()
