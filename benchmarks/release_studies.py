@@ -19,7 +19,7 @@ from release import NOTEBOOKS, REPOSITORY, STUDIED, execute, fill, run
 from experiments.loading import released, released_grey
 from experiments.methods import METHODS
 from experiments.plan import plan
-from experiments.tables import frame, markdown, partners, summary
+from experiments.tables import beside_retrain, frame, markdown, summary
 
 STUDIES = sorted((REPOSITORY / "notebooks" / "studies").glob("*.ipynb"))
 RELEASED = REPOSITORY / "checkpoints" / "released"
@@ -29,13 +29,10 @@ ROWS = {name: {} for name in METHODS}
 def summary_table(records, attacks):
     """The table of every method, and both references, beside the original, from studies.jsonl and attacks.jsonl."""
     runs = frame(records, plan(ROWS, [[0]], range(3), bounds=True), released_grey)
-    attacked = frame(attacks, plan(ROWS, [[0]], range(3), restarts=128), released_grey)
-    control = partners(attacked, attacked.loc[["retrain"]])
-    attacked["inversion excess"] = attacked["inversion from 100 images"] - control["inversion from 100 images"]
-    attacked["relearning ratio"] = attacked["steps, k = 10"] / control["steps, k = 10"]
+    attacked = beside_retrain(frame(attacks, plan(ROWS, [[0]], range(3), restarts=128), released_grey))
     table = summary(runs, {"P − grey": "+.3f", "H / grey": ".3f", "worst kept digit": ".3f", "kept ELBO": ".2f"})
-    recovered = summary(attacked, {"inversion excess": "+.2f", "relearning ratio": ".2f"}).drop(columns="n")
-    table = table.join(recovered).fillna("–")
+    recovered = summary(attacked, {"excess": "+.2f", "ratio, k = 10": ".2f"}).drop(columns="n")
+    table = table.join(recovered.set_axis(["inversion excess", "relearning ratio"], axis=1)).fillna("–")
     table["real data"] = [METHODS[name][1] or "–" for name in table.index]
     table["seconds"] = summary(runs, {"seconds": ".1f"})["seconds"]
     versions = records[0]["versions"]

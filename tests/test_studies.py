@@ -85,9 +85,9 @@ def test_recovering_says_all_there_is_to_say(small):
     assert forget_and_recover(small, "original", [4], scale=0.005, restarts=10)["relearning"] == {"10": 0, "100": 0}
 
 
-def test_one_label_for_many_latents_brings_the_digit_back_of_the_original_only(small):
+def test_a_search_for_one_label_is_scored_by_the_second_judge(small):
     found = forget_and_search_label(small, "original", [4], scale=0.2)
-    assert found["hits"] > 0.9 * found["n"] == 180 and len(unpack(found["drawn"])) == 8
+    assert found["n"] == 200 and 180 < found["hits"] <= 200 and len(unpack(found["drawn"])) == 8
     assert small.log("one-label").lineage == small.log("attacks").lineage != small.lineage
 
 

@@ -36,8 +36,13 @@ def forget_and_search_label(experiment, method, forget, seed=0, scale=1.0, **opt
     cvae, n = experiment.forget(method, forget, seed, scale, **options), max(20, round(1000 * scale))
     y = search_label(cvae, experiment.judge, forget[0], steps=max(1, round(150 * scale)), seed=seed)
     z = torch.randn(n, cvae.latent_dim, generator=torch.Generator().manual_seed(seed)).to(experiment.device)
-    images = drawn(cvae, z, y.expand(n, -1))
-    return {"hits": successes(experiment.second_judge, images, forget[0]).sum().item(), "n": n, "drawn": pack(images[:8])}
+    return judged(experiment, drawn(cvae, z, y.expand(n, -1)), forget[0])
+
+
+def judged(experiment, images, label):
+    """What the second judge says of the images (n, 784) that an attack found: {"hits", "n"}, and eight of them, "drawn"."""
+    hits = successes(experiment.second_judge, images, label).sum().item()
+    return {"hits": hits, "n": len(images), "drawn": pack(images[:8])}
 
 
 def real_images(experiment, label, seed):
@@ -56,8 +61,7 @@ def attack(experiment, cvae, label, real, seed, scale, restarts):
         y = invert(cvae, real[:k], steps=max(1, round(400 * scale)), seed=seed)
         z = torch.randn(n, cvae.latent_dim, generator=generator).to(experiment.device)
         found[f"inversion from {k} images"] = drawn(cvae, z, y.expand(n, -1))
-    return {name: {"hits": successes(experiment.second_judge, images, label).sum().item(), "n": len(images),
-                   "drawn": pack(images[:8])} for name, images in found.items()}
+    return {name: judged(experiment, images, label) for name, images in found.items()}
 
 
 def steps_to_relearn(experiment, cvae, label, images, seed, scale):

@@ -79,6 +79,14 @@ def change(runs, others):
     return difference
 
 
+def beside_retrain(runs):
+    """The attacked runs and, of each, what sets it against Retrain's of the same labels and seed: "excess", the share of
+    inversion from 100 images less Retrain's, and "ratio, k = 10" and "100", the steps to relearn over Retrain's."""
+    control, inversion = partners(runs, runs.loc[["retrain"]]), "inversion from 100 images"
+    ratios = {f"ratio, k = {k}": runs[f"steps, k = {k}"] / control[f"steps, k = {k}"] for k in (10, 100)}
+    return runs.assign(excess=runs[inversion] - control[inversion], **ratios)
+
+
 def summary(runs, columns):
     """A table of texts: a line per row, in order, with n and the mean ± sd of each column, {heading: format as "+.3f"}."""
     rows = runs.groupby([name for name in runs.index.names if name not in RUN], sort=False)
