@@ -14,7 +14,7 @@ import side_by_side
 import torch
 
 from amnesia import CVAE, Stage, Workspace, diagonal_fisher, fit, load_digits, negative_elbo_terms, pick_device
-from amnesia.files import versions
+from amnesia.storage.files import versions
 
 RESULT = side_by_side.REPOSITORY / "benchmarks" / "gpu.json"
 STAGES = {stage: pair for stage, pair in side_by_side.STAGES.items() if stage != "arithmetic"} | {

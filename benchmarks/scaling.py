@@ -70,8 +70,8 @@ def forgetting_step(digits=1, width=1):
     """A step of forgetting by replay, as the studies do it, in milliseconds."""
     import torch
 
-    from experiments.methods import Task
-    from experiments.methods.selective_amnesia import selective_amnesia
+    from amnesia_studies.methods import Task
+    from amnesia_studies.methods.selective_amnesia import selective_amnesia
 
     model = cvae(width)
     fim = {name: torch.ones_like(p) for name, p in model.named_parameters()}
@@ -82,7 +82,7 @@ def forgetting_step(digits=1, width=1):
 def width(factor):
     """The three costly stages of the series for a model so many times as wide, in seconds: steps times a step's time."""
     from amnesia import diagonal_fisher
-    from experiments.methods import Task
+    from amnesia_studies.methods import Task
 
     model = cvae(factor)
     return {"01": 12.5 * training_step(128, factor), "02": 5 * timed(lambda: diagonal_fisher(model, 10_000)),
@@ -142,7 +142,7 @@ def draw(result):
 def main(repeats=3):
     from release import fill
 
-    from amnesia.files import versions
+    from amnesia.storage.files import versions
 
     result = {"versions": versions(), "repeats": repeats}
     for kind, sizes in GRID.items():

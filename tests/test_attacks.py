@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from amnesia import CVAE, Classifier, Workspace, one_hot
-from amnesia.files import Saved
-from amnesia.workspace import REPOSITORY
-from experiments.attacks import (
+from amnesia.storage.files import Saved
+from amnesia.storage.workspace import REPOSITORY
+from amnesia_studies.attacks import (
     BOX,
     RADIUS_SQUARED,
     SEARCHES,
@@ -23,8 +23,8 @@ from experiments.attacks import (
     successes,
     within_ball,
 )
-from experiments.bounds import fine_tune
-from experiments.sweep import pack, unpack
+from amnesia_studies.bounds import fine_tune
+from amnesia_studies.sweep import pack, unpack
 
 RELEASED = REPOSITORY / "checkpoints" / "released"
 

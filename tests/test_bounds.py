@@ -7,8 +7,8 @@ import torch
 
 from amnesia import CVAE, Digits, elbo, fit, negative_elbo_terms
 from amnesia.models import bernoulli_nll
-from experiments.bounds import importance_weighted_bound, refit_encoder
-from experiments.scoring import precision_recall
+from amnesia_studies.bounds import importance_weighted_bound, refit_encoder
+from amnesia_studies.scoring import precision_recall
 
 
 @pytest.fixture

@@ -22,10 +22,11 @@ import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amnesia import Digits, check_surrogate, class_names, forget_set, grow, idx, load_digits
+from amnesia import Digits, check_surrogate, class_names, forget_set, grow, load_digits
 from amnesia import data as data_module
-from amnesia import drive as drive_module
-from amnesia.drive import Unreadable, WorkspaceError
+from amnesia.storage import disk as disk_module
+from amnesia.storage import idx
+from amnesia.storage.disk import Unreadable, WorkspaceError
 
 IMAGES, LABELS = np.arange(20 * 784, dtype=np.uint8).reshape(20, 784), np.arange(20, dtype=np.uint8) % 10
 
@@ -207,7 +208,7 @@ def test_a_data_folder_that_cannot_be_written_costs_no_digits(mirror, tmp_path, 
     (tmp_path / "file").write_text("")
     assert len(load_digits("MNIST", tmp_path / "file" / "data")[0]) == 20
     assert "MNIST could not be kept on disk" in capsys.readouterr().out
-    monkeypatch.setattr(drive_module, "WAITS", (0,))
+    monkeypatch.setattr(disk_module, "WAITS", (0,))
     monkeypatch.setattr(os, "replace", functools.partial(refuse_with, errno.EACCES))
     assert len(load_digits("MNIST", tmp_path / "data")[0]) == 20
     assert "MNIST could not be kept on disk" in capsys.readouterr().out
@@ -222,7 +223,7 @@ def refuse_with(number, *arguments, **options):
 @pytest.mark.parametrize("function", ["read_bytes", "stat"])
 def test_files_that_cannot_be_read_are_neither_damaged_nor_replaced_by_fewer(mirror, tmp_path, monkeypatch, function, name):
     load_digits("MNIST", tmp_path)
-    monkeypatch.setattr(drive_module, "WAITS", (0, 0))
+    monkeypatch.setattr(disk_module, "WAITS", (0, 0))
     whole, calls = getattr(Path, function), []
 
     def for_a_moment(path, **options):

@@ -21,8 +21,8 @@ from amnesia import (
     reference_metrics,
 )
 from amnesia.data import jitter
-from amnesia.drive import WorkspaceError
 from amnesia.evaluation import forgetting_metrics, frechet, mean_interval, wilson_interval
+from amnesia.storage.disk import WorkspaceError
 
 
 def test_frechet_equals_scipys_matrix_root():

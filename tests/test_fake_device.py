@@ -13,12 +13,13 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import amnesia
 from amnesia import CVAE, Digits, Stage, Workspace, fit, negative_elbo_terms, train_judge, training
-from experiments import loading, scoring
-from experiments.loading import Experiment
-from experiments.methods import METHODS, references
-from experiments.methods.selective_amnesia import batch_mean_fisher, selective_amnesia
-from experiments.recovery import forget_and_recover, forget_and_search_label
-from experiments.scoring import forget_and_score, forget_in_turn
+from amnesia_studies import experiment as experiment_module
+from amnesia_studies import scoring
+from amnesia_studies.experiment import Experiment
+from amnesia_studies.methods import METHODS, references
+from amnesia_studies.methods.selective_amnesia import batch_mean_fisher, selective_amnesia
+from amnesia_studies.recovery import forget_and_recover, forget_and_search_label
+from amnesia_studies.scoring import forget_and_score, forget_in_turn
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_")  # matplotlib's, of tensors
 PARAMETERS = {"device": DEVICE.type, "steps": 3, "batch_size": 16, "n_samples": 400, "n_per_class": 16}
@@ -43,7 +44,8 @@ def elsewhere(digits):
                 for part in digits]
 
     with pytest.MonkeyPatch.context() as patch:
-        for owner, name, value in ((amnesia, "load_digits", few), (loading, "load_digits", few), (scoring, "SAMPLES", 20),
+        for owner, name, value in ((amnesia, "load_digits", few), (experiment_module, "load_digits", few),
+                                   (scoring, "SAMPLES", 20),
                                    (amnesia, "png", lambda figure: plt.close(figure) or b""),
                                    (amnesia, "grow", lambda digits, seed: digits),
                                    (references, "grow", lambda digits, seed: digits),

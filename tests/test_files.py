@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from amnesia import Stage, Workspace
-from amnesia import drive as drive_module
-from amnesia import workspace as workspace_module
-from amnesia.drive import Unreadable, WorkspaceError, is_there, write_whole
-from amnesia.files import Saved, remedy, save
+from amnesia.storage import disk as disk_module
+from amnesia.storage import workspace as workspace_module
+from amnesia.storage.disk import Unreadable, WorkspaceError, is_there, write_atomic
+from amnesia.storage.files import Saved, remedy, save
 
 REFUSALS = {name: OSError(getattr(errno, name), os.strerror(getattr(errno, name)))
             for name in ("EIO", "ENOTCONN", "ESTALE", "ETIMEDOUT", "EACCES", "EMFILE")} | {"memory": MemoryError()}
@@ -30,7 +30,7 @@ CONTENT = {"settings": {"steps": 3}, "lineage": {}, "state": {"w": torch.arange(
 
 @pytest.fixture(autouse=True)
 def no_waits(monkeypatch):
-    monkeypatch.setattr(drive_module, "WAITS", (0, 0, 0))
+    monkeypatch.setattr(disk_module, "WAITS", (0, 0, 0))
 
 
 @pytest.fixture
@@ -117,11 +117,11 @@ def test_a_file_that_vanished_names_the_remedy(tmp_path):
 
 
 @every_refusal
-@pytest.mark.parametrize(("owner", "name"), [(os, "replace"), (drive_module, "open"), (Path, "read_bytes")])
+@pytest.mark.parametrize(("owner", "name"), [(os, "replace"), (disk_module, "open"), (Path, "read_bytes")])
 def test_a_write_that_is_refused_for_a_moment_is_tried_again(tmp_path, refuse, monkeypatch, owner, name, error):
-    monkeypatch.setattr(drive_module, "open", open, raising=False)
+    monkeypatch.setattr(disk_module, "open", open, raising=False)
     refuse(owner, name, error, times=3)
-    write_whole(tmp_path / "a.png", b"picture")
+    write_atomic(tmp_path / "a.png", b"picture")
     assert (tmp_path / "a.png").read_bytes() == b"picture" and not litter(tmp_path)
 
 
@@ -197,7 +197,7 @@ def test_what_cut_off_writes_left_is_swept_after_a_day(tmp_path):
         left.write_bytes(b"half")
     for left in (old, other):
         os.utime(left, (time.time() - 90_000,) * 2)
-    write_whole(tmp_path / "a.png", b"picture")
+    write_atomic(tmp_path / "a.png", b"picture")
     assert not old.exists() and young.exists() and other.exists()
 
 

@@ -8,17 +8,17 @@ import torch
 from conftest import REPOSITORY
 
 from amnesia import CVAE, diagonal_fisher, negative_elbo_terms, one_hot
-from amnesia.files import Saved
-from experiments.methods import references
-from experiments.methods.adversarial import adversarial, inner_inversion
-from experiments.methods.ascent import CEILING, naive, neggrad
-from experiments.methods.distillation import distilled, divergence, nearest_kept, steered
-from experiments.methods.editing import dampening, label_edit
-from experiments.methods.projection import surgery
-from experiments.methods.references import oracle, retrain
-from experiments.methods.relabelling import feature, random_label, saliency
-from experiments.methods.selective_amnesia import batch_mean_fisher, identity, selective_amnesia
-from experiments.methods.task import Task, replay, some
+from amnesia.storage.files import Saved
+from amnesia_studies.methods import references
+from amnesia_studies.methods.adversarial import adversarial, inner_inversion
+from amnesia_studies.methods.ascent import CEILING, naive, neggrad
+from amnesia_studies.methods.distillation import distilled, divergence, nearest_kept, steered
+from amnesia_studies.methods.editing import dampening, label_edit
+from amnesia_studies.methods.projection import surgery
+from amnesia_studies.methods.references import oracle, retrain
+from amnesia_studies.methods.relabelling import feature, random_label, saliency
+from amnesia_studies.methods.selective_amnesia import batch_mean_fisher, identity, selective_amnesia
+from amnesia_studies.methods.task import Task, replay, some
 
 
 @pytest.fixture

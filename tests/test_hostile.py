@@ -21,8 +21,8 @@ import torch
 from miniature import FILES
 
 from amnesia import Workspace, check_surrogate, forget_set, load_digits, pick_device
-from amnesia.idx import RAW_SIZES
-from amnesia.parameters import RANGES, check_parameters
+from amnesia.storage.idx import RAW_SIZES
+from amnesia.storage.parameters import RANGES, check_parameters
 
 TRIALS = {"kill": 45, "truncate": 20, "flip a byte": 30, "swap": 25, "disk full": 20, "read-only": 10, "offline": 10,
           "two at once": 12, "bad parameter": 40, "unreadable": 25, "refused for a moment": 15, "refused for good": 15,

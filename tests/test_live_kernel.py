@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 from jupyter_client.manager import start_new_kernel
 
-from amnesia.files import Saved
+from amnesia.storage.files import Saved
 
 STEMS = ("01_train_cvae", "02_compute_fim", "03_forget", "04_sample", "05_evaluate")
 MAKES = dict(zip(STEMS, ("cvae", "fim-cvae", "amnesiac", "samples", "evaluation"), strict=True))
@@ -36,7 +36,8 @@ EDITS = {"01_train_cvae": {"steps": [40, 25], "learning_rate": [3e-3, 1e4], "see
 OFTEN = """
 import itertools, types, torch as _torch
 _torch.optim.AdamW([_torch.zeros(1)])
-from amnesia import training as _training, workspace as _workspace
+from amnesia import training as _training
+from amnesia.storage import workspace as _workspace
 _training.time = types.SimpleNamespace(perf_counter=itertools.count(0, 0.3).__next__)
 _workspace.SAVE_SECONDS = 0
 """

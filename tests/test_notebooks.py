@@ -232,7 +232,7 @@ def test_the_five_are_one_run_and_say_if_the_helper_has_changed_since():
     assert len({ran[path.stem] for path in NOTEBOOKS}) == 1
     if old := [stem for stem, digest in ran.items() if digest != helper_digest()]:
         warnings.warn(f"Executed with a notebooks/amnesia other than this one: {', '.join(old)}. Their outputs may be out "
-                      "of date: benchmarks/release.py and release_studies.py run them anew.", stacklevel=1)
+                      "of date: tools/release.py and release_studies.py run them anew.", stacklevel=1)
 
 
 def test_the_digest_of_the_helper_is_of_every_file_in_it(tmp_path):

@@ -8,7 +8,7 @@ from conftest import REPOSITORY
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amnesia.parameters import RANGES, check, check_parameters
+from amnesia.storage.parameters import RANGES, check, check_parameters
 from amnesia.training import Diverged
 
 STEMS = ("01_train_cvae", "02_compute_fim", "03_forget", "04_sample", "05_evaluate")

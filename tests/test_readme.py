@@ -49,7 +49,7 @@ def test_the_page_without_an_install_is_made_of_the_released_files():
 
 def test_badges_lead_to_colab_once_the_address_is_known_and_none_is_shown_before():
     repository = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["amnesia"]["repository"]
-    assert f"badges: written by benchmarks/release.py -->\n{badges(repository)}\n<!-- end" in FRONT.read_text()
+    assert f"badges: written by tools/release.py -->\n{badges(repository)}\n<!-- end" in FRONT.read_text()
     assert badges("") == ""
     names = re.findall(r'"https://colab\.research\.google\.com/github/owner/name/blob/main/([^"]+)"', badges("owner/name"))
     assert len(names) == 5

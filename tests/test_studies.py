@@ -13,18 +13,19 @@ from release import STUDIED
 from release_studies import ROWS, STUDIES, released_grey, summary_table
 
 from amnesia import CVAE, Digits, evaluation, model_metrics
-from amnesia.files import Saved
-from experiments import loading, scoring
-from experiments.attacks import SEARCHES
-from experiments.compare import compare
-from experiments.loading import Experiment, in_a_worker, released
-from experiments.methods import METHODS, references
-from experiments.methods.selective_amnesia import IMPORTANCE, batch_mean_fisher
-from experiments.plan import grid, plan
-from experiments.recovery import forget_and_recover, forget_and_search_label
-from experiments.scoring import forget_and_score, forget_in_turn
-from experiments.sweep import unpack
-from experiments.tables import change, clustered, figures, frame, markdown, partners, spread, summary
+from amnesia.storage.files import Saved
+from amnesia_studies import experiment as experiment_module
+from amnesia_studies import scoring
+from amnesia_studies.attacks import SEARCHES
+from amnesia_studies.compare import compare
+from amnesia_studies.experiment import Experiment, in_a_worker, released
+from amnesia_studies.methods import METHODS, references
+from amnesia_studies.methods.selective_amnesia import IMPORTANCE, batch_mean_fisher
+from amnesia_studies.plan import grid, plan
+from amnesia_studies.recovery import forget_and_recover, forget_and_search_label
+from amnesia_studies.scoring import forget_and_score, forget_in_turn
+from amnesia_studies.sweep import unpack
+from amnesia_studies.tables import change, clustered, figures, frame, markdown, partners, spread, summary
 
 RELEASED = REPOSITORY / "checkpoints" / "released"
 
@@ -35,7 +36,7 @@ def small(tmp_path, digits, monkeypatch):
     picks = [torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:n]
              for split, n in zip(digits, (3000, 300), strict=True)]
     few = [Digits(split.images[pick], split.labels[pick], split.name) for split, pick in zip(digits, picks, strict=True)]
-    monkeypatch.setattr(loading, "load_digits", lambda *_: few)
+    monkeypatch.setattr(experiment_module, "load_digits", lambda *_: few)
     monkeypatch.setattr(scoring, "SAMPLES", 20)
     monkeypatch.setattr(evaluation, "frechet_interval", partial(evaluation.frechet_interval, resamples=2))
     in_a_worker.cache_clear()
@@ -221,7 +222,7 @@ def test_pip_is_told_of_every_package():
 
 def test_the_core_knows_nothing_of_the_experiments():
     for file in (REPOSITORY / "notebooks" / "amnesia").glob("*.py"):
-        assert "experiments" not in file.read_text(), file.name
+        assert "amnesia_studies" not in file.read_text(), file.name
 
 
 def forgetful(task):

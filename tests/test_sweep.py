@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-from amnesia import drive
-from amnesia.drive import WorkspaceError
-from experiments import sweep as sweep_module
-from experiments.sweep import Log, sweep
+from amnesia.storage import disk
+from amnesia.storage.disk import WorkspaceError
+from amnesia_studies import sweep as sweep_module
+from amnesia_studies.sweep import Log, sweep
 
 FOLDERS = ("notebooks", "notebooks/studies", "tests")  # what a process of its own must find
 LINEAGE = {"cvae.pt": "abc"}
@@ -41,7 +41,7 @@ PROLOGUE = f"""
 import sys
 sys.path[:0] = {[str(REPOSITORY / folder) for folder in FOLDERS]}
 from pathlib import Path
-from experiments.sweep import Log, sweep
+from amnesia_studies.sweep import Log, sweep
 from test_sweep import LINEAGE, slowly
 """
 
@@ -97,7 +97,7 @@ def test_a_drive_that_refuses_for_a_moment_loses_no_result(log, monkeypatch):
 
     monkeypatch.setattr(sweep_module, "open", hesitant, raising=False)
     monkeypatch.setattr(os, "fsync", refuse)
-    monkeypatch.setattr(drive, "WAITS", (0, 0))
+    monkeypatch.setattr(disk, "WAITS", (0, 0))
     assert squares(sweep(square, GRID, log, n_jobs=1)) == [x * x for x in range(8)] and not refusals
     refusals += [OSError(errno.EIO, "gone")] * 3
     with pytest.raises(WorkspaceError, match="could not be written"):

@@ -5,7 +5,7 @@ import torch
 
 from amnesia import CVAE, Digits, Stage, Workspace, fit, negative_elbo_terms
 from amnesia import training as training_module
-from amnesia.drive import WorkspaceError
+from amnesia.storage.disk import WorkspaceError
 from amnesia.training import Diverged, optimizer_for
 
 SETTINGS = {"steps": 60, "seed": 0}

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amnesia import CVAE, Classifier, Stage, Workspace, pick_device
-from amnesia import files as files_module
-from amnesia import workspace as workspace_module
-from amnesia.drive import WorkspaceError
-from amnesia.parameters import check_parameters
+from amnesia.storage import files as files_module
+from amnesia.storage import workspace as workspace_module
+from amnesia.storage.disk import WorkspaceError
+from amnesia.storage.parameters import check_parameters
 
 SETTINGS = {"steps": 3, "seed": 0}
 
@@ -121,7 +121,7 @@ def test_another_runs_file_is_not_loaded_as_ones_own(store):
 def test_a_failed_last_save_is_made_up_for_when_the_cell_runs_again(store, monkeypatch):
     stage = Stage(store, "cvae.pt", SETTINGS)
     with monkeypatch.context() as broken, pytest.raises(WorkspaceError):
-        broken.setattr(files_module, "write_whole", lambda path, content: (_ for _ in ()).throw(WorkspaceError("gone")))
+        broken.setattr(files_module, "write_atomic", lambda path, content: (_ for _ in ()).throw(WorkspaceError("gone")))
         stage.save(state={"w": torch.ones(3)}, config={}, metrics={})
     assert stage.done and torch.equal(stage.load().state["w"], torch.ones(3))
 

@@ -5,9 +5,9 @@ from .evaluation import ask, elbo, entropy, grey_reference, load_judge, model_me
 from .figures import few_greys, gif, name_classes, panel, play, png, show, show_tile, tile
 from .fisher import diagonal_fisher, squared_gradients
 from .models import CVAE, Classifier, bernoulli_nll, negative_elbo_terms
-from .parameters import check, check_surrogate, forget_set, forgotten_in
+from .storage.parameters import check, check_surrogate, forget_set, forgotten_in
+from .storage.workspace import Stage, Workspace
 from .training import fit, pick_device, progress
-from .workspace import Stage, Workspace
 
 __all__ = ["CVAE", "Classifier", "Digits", "Stage", "Workspace", "ask", "bernoulli_nll", "check", "check_surrogate",
            "class_names", "diagonal_fisher", "elbo", "entropy", "few_greys", "fit", "forget_set", "forgotten_in", "gif",

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from .drive import WorkspaceError
-from .idx import PIXELS, idx_files, read_idx
+from .storage.disk import WorkspaceError
+from .storage.idx import PIXELS, idx_files, read_idx
 
 CLASSES = 10
 # The names of the ten classes of each data set, by label

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from .data import CLASSES, PIXELS, jitter, load_digits
-from .drive import WorkspaceError
 from .models import Classifier, negative_elbo_terms
+from .storage.disk import WorkspaceError
+from .storage.workspace import Stage
 from .training import fit
-from .workspace import Stage
 
 Z95 = 1.959964
 

@@ -7,11 +7,11 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from .drive import Unreadable, WorkspaceError, is_there, patiently, read_whole, write_whole
+from .disk import Unreadable, WorkspaceError, is_there, read_whole, retry, write_atomic
 from .files import Saved, remedy, save
 from .parameters import check_dataset, check_parameters
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 DRIVE = Path("/content/drive")  # where Colab mounts Google Drive
 
 # Seconds between two saves of progress: a run that is killed loses at most these, and the second between two looks at the
@@ -45,8 +45,8 @@ class Workspace:
         self.released = REPOSITORY / "checkpoints" / "released" / part
         try:
             for made in (self.checkpoints, self.figures):
-                patiently(partial(made.mkdir, parents=True, exist_ok=True))
-                patiently(partial(tempfile.TemporaryFile, dir=made)).close()
+                retry(partial(made.mkdir, parents=True, exist_ok=True))
+                retry(partial(tempfile.TemporaryFile, dir=made)).close()
         except OSError as error:
             raise WorkspaceError(f"workspace={str(folder)!r} can't be written ({error}). See that its drive is connected "
                                  "and run this cell again, or choose another folder with the parameter `workspace`."
@@ -85,7 +85,7 @@ class Workspace:
 
     def save_figure(self, name, content):
         """Writes the bytes of a picture to the folder of figures and returns its path."""
-        write_whole(self.figures / name, content)
+        write_atomic(self.figures / name, content)
         return self.figures / name
 
 
@@ -144,7 +144,7 @@ class Stage:
         self.unsaved = content
         if is_there(self.path) and self._changes(old := Saved(self.path)):
             kept = self.path.with_name(f"{self.path.stem}.{old.digest[:8]}{self.path.suffix}")
-            write_whole(kept, read_whole(self.path))
+            write_atomic(kept, read_whole(self.path))
             print(f"{self.path.name} was another run's: kept as {kept}")
         self._write(self.path, content)
         self.unsaved = None
@@ -197,6 +197,6 @@ class Stage:
             return restore(saved)
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             aside = self.path.with_name(f"{self.path.stem}.unusable.pt")
-            patiently(partial(self.unfinished.replace, aside))
+            retry(partial(self.unfinished.replace, aside))
             raise WorkspaceError(f"{self.unfinished} does not fit this version of the project ({error}), and is set aside "
                                  f"as {aside.name}. Run this cell again: it starts anew.") from error

@@ -1,4 +1,4 @@
-"""Writes the page that needs no install, figures/released/play.html: python benchmarks/play.py
+"""Writes the page that needs no install, figures/released/play.html: python tools/play.py
 
 Both released decoders and the judge, with the script in play.html that runs them. Two decoders in half precision are 2.9 MB
 in base64, and 2.3 MB if compressed first. So weights are rounded to multiples of the steps below, which keeps pixels within
@@ -17,9 +17,9 @@ from torch import nn
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "notebooks"))
 
-from amnesia.files import Saved
 from amnesia.models import CVAE, Classifier
-from amnesia.workspace import REPOSITORY
+from amnesia.storage.files import Saved
+from amnesia.storage.workspace import REPOSITORY
 
 TEMPLATE, PAGE = Path(__file__).with_suffix(".html"), REPOSITORY / "figures" / "released" / "play.html"
 FILES = [REPOSITORY / "checkpoints" / "released" / name for name in ("cvae.pt", "amnesiac-0.pt", "classifier.pt")]
@@ -51,7 +51,7 @@ def packed(numbers):
     """Whole numbers as text: sign last, low bytes before high bytes, deflate, base85. Raises ValueError above 16 bits."""
     unsigned = np.where(numbers < 0, -2 * numbers - 1, 2 * numbers)
     if unsigned.max() > 0xFFFF:
-        raise ValueError("A weight is too large for 16 bits: choose larger steps in benchmarks/play.py.")
+        raise ValueError("A weight is too large for 16 bits: choose larger steps in tools/play.py.")
     deflate = zlib.compressobj(9, strategy=zlib.Z_HUFFMAN_ONLY)  # nothing repeats in weights
     planes = np.concatenate([unsigned & 0xFF, unsigned >> 8]).astype(np.uint8)
     return base64.b85encode(deflate.compress(planes.tobytes()) + deflate.flush()).decode()
@@ -70,7 +70,7 @@ def write():
     numbers = np.concatenate([before, rounded(after, DECODER_STEPS) - before, rounded(judging, JUDGE_STEPS)])
     page = TEMPLATE.read_text().replace("{{about}}", json.dumps(about)).replace("{{numbers}}", packed(numbers))
     if len(page.encode()) > 2_000_000:
-        raise ValueError(f"play.html would have {len(page.encode()):,} bytes: choose larger steps in benchmarks/play.py.")
+        raise ValueError(f"play.html would have {len(page.encode()):,} bytes: choose larger steps in tools/play.py.")
     PAGE.write_text(page)
 
 

@@ -16,7 +16,7 @@ import zipfile
 
 import torch
 
-from .drive import ABSENT, WorkspaceError, patiently, reason, unreadable, unwritten, write_whole
+from .disk import ABSENT, WorkspaceError, reason, retry, unreadable, unwritten, write_atomic
 
 FORMAT = 1
 MADE_BY = {"cvae": "01_train_cvae", "fim": "02_compute_fim", "amnesiac": "03_forget", "samples": "04_sample",
@@ -120,7 +120,7 @@ def save(path, content):
     except Exception as error:  # as many kinds as in Saved
         raise WorkspaceError(f"{path.name} was not written, for nothing could read it again ({reason(error)}). What was "
                              "there before is untouched.") from error
-    write_whole(path, packed)
+    write_atomic(path, packed)
 
 
 class Saved:
@@ -138,7 +138,7 @@ class Saved:
             return hashlib.sha256(packed).hexdigest(), unpack(self.name, packed)
 
         try:
-            self.digest, self.content = patiently(read)
+            self.digest, self.content = retry(read)
         except ABSENT as error:
             raise WorkspaceError(f"{path} is not there any more. {remedy(self.name)}") from error
         except (OSError, MemoryError) as error:

@@ -9,8 +9,8 @@ from urllib.request import Request, urlopen
 
 import torch
 
-from .drive import WorkspaceError, is_there, read_whole, reason, write_whole
-from .training import progress
+from ..training import progress
+from .disk import WorkspaceError, is_there, read_whole, reason, write_atomic
 
 SILENCE = 20  # seconds: a mirror that sends nothing for so long is given up
 PIXELS = 28 * 28
@@ -40,7 +40,7 @@ def idx_files(dataset, raw):
     try:
         raw.mkdir(parents=True, exist_ok=True)
         for file, content in files.items():
-            write_whole(raw / file, content)
+            write_atomic(raw / file, content)
     except (OSError, WorkspaceError) as error:
         print(f"{dataset} could not be kept on disk, so the next run will download it again ({error})")
     return files

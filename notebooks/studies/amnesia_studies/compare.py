@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .loading import released
+from .experiment import released
 from .methods import METHODS
 from .plan import plan
 from .recovery import forget_and_recover

@@ -1,13 +1,13 @@
-"""Makes the released run: python benchmarks/release.py
+"""Makes the released run: python tools/release.py
 
 Runs the five notebooks as committed, in order; saves them executed, in place; copies what 3 to 5 made of the released
 model to checkpoints/released and figures/released; forgets each other digit as well, of which it keeps the evaluation;
 writes the pages' tables from these files, play.html and the drawing. The judge is not retrained.
 
-python benchmarks/release.py pages writes the pages only: the tables, and, once pyproject.toml says where the repository
+python tools/release.py pages writes the pages only: the tables, and, once pyproject.toml says where the repository
 is, Colab's badges and the notebooks' REPO_URL.
-python benchmarks/release.py train releases the newly trained model too; the studies have to be run anew then.
-python benchmarks/release.py FashionMNIST does the same with another data set, its judge trained on the way, and keeps the
+python tools/release.py train releases the newly trained model too; the studies have to be run anew then.
+python tools/release.py FashionMNIST does the same with another data set, its judge trained on the way, and keeps the
 evaluations and the figures only, in folders of that name.
 """
 
@@ -31,7 +31,7 @@ from nbconvert.preprocessors.coalescestreams import CoalesceStreamsPreprocessor
 
 sys.path.extend(str(Path(__file__).resolve().parents[1] / "notebooks" / folder) for folder in ("", "studies"))
 
-from amnesia.workspace import REPOSITORY
+from amnesia.storage.workspace import REPOSITORY
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("0*.ipynb"))
 FRONT, HOW_TO, STUDIED = (REPOSITORY / folder / "README.md" for folder in ("", "notebooks", "notebooks/studies"))

@@ -29,7 +29,7 @@ def reason(error):
     return str(error) or type(error).__name__
 
 
-def patiently(action):
+def retry(action):
     """action(), tried again after each of WAITS seconds while a drive or the memory refuses; then raises what they said."""
     for wait in WAITS:
         try:
@@ -58,7 +58,7 @@ def unwritten(path, error):
 def is_there(path):
     """Whether there is anything at `path`. Raises Unreadable if the drive does not say."""
     try:
-        patiently(path.stat)
+        retry(path.stat)
     except ABSENT:
         return False
     except OSError as error:
@@ -69,14 +69,14 @@ def is_there(path):
 def read_whole(path):
     """The bytes of a file. Raises FileNotFoundError if there is none, and Unreadable if it could not be read."""
     try:
-        return patiently(path.read_bytes)
+        return retry(path.read_bytes)
     except ABSENT:
         raise
     except (OSError, MemoryError) as error:
         raise unreadable(path, error) from error
 
 
-def write_whole(path, content):
+def write_atomic(path, content):
     """Writes bytes beside `path`, reads them back, and moves them there, so that `path` is whole at every moment.
 
     Raises WorkspaceError, with what was at `path` untouched, when the disk is full, read-only or gone.
@@ -95,9 +95,9 @@ def write_whole(path, content):
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
 
-    sweep(path.parent)
+    clean_up(path.parent)
     try:
-        patiently(write)
+        retry(write)
     except (OSError, MemoryError) as error:
         raise unwritten(path, error) from error
 
@@ -111,7 +111,7 @@ def force_to_disk(file):
             raise
 
 
-def sweep(folder):
+def clean_up(folder):
     """Removes what cut-off writes left in a folder, a day later: a younger one may be another run's, at work."""
     with suppress(OSError):
         for left in folder.glob(".*.tmp"):

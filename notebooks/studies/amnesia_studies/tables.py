@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import ttest_1samp
 
-from amnesia.parameters import forget_set
+from amnesia.storage.parameters import forget_set
 
 from .attacks import SEARCHES
 from .sweep import key

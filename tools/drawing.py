@@ -1,4 +1,4 @@
-"""Draws the method with the released models' own pictures, figures/released/method.svg: python benchmarks/drawing.py"""
+"""Draws the method with the released models' own pictures, figures/released/method.svg: python tools/drawing.py"""
 
 import sys
 from pathlib import Path
@@ -10,9 +10,9 @@ import torch
 sys.path.append(str(Path(__file__).resolve().parents[1] / "notebooks"))
 
 from amnesia.data import one_hot
-from amnesia.files import Saved
 from amnesia.models import CVAE
-from amnesia.workspace import REPOSITORY
+from amnesia.storage.files import Saved
+from amnesia.storage.workspace import REPOSITORY
 
 WIDTH, HEIGHT = 400, 404  # points: letters of 11 are legible on a phone, 390 pixels wide
 INK, FORGET, REMEMBER, PROTECT = "#1a1a1a", "#d55e00", "#0072b2", "#00775a"  # told apart by every eye

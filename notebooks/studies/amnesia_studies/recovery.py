@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from amnesia.parameters import forget_set
+from amnesia.storage.parameters import forget_set
 
 from .attacks import SEARCHES, drawn, invert, recognised, relearn, search, search_label, successes
 from .bounds import fine_tune

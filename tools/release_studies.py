@@ -1,4 +1,4 @@
-"""Makes the released runs of the studies: python benchmarks/release_studies.py WORKSPACE
+"""Makes the released runs of the studies: python tools/release_studies.py WORKSPACE
 
 Runs the study notebooks at full size in WORKSPACE, from the released checkpoints (hours on two cores; a run that was
 stopped goes on where it was), study 10 from a model of clothes that notebooks 1 and 2 make there; copies the logs to
@@ -16,10 +16,10 @@ from pathlib import Path
 import papermill
 from release import NOTEBOOKS, REPOSITORY, STUDIED, execute, fill, run
 
-from experiments.loading import released, released_grey
-from experiments.methods import METHODS
-from experiments.plan import plan
-from experiments.tables import beside_retrain, frame, markdown, summary
+from amnesia_studies.experiment import released, released_grey
+from amnesia_studies.methods import METHODS
+from amnesia_studies.plan import plan
+from amnesia_studies.tables import beside_retrain, frame, markdown, summary
 
 STUDIES = sorted((REPOSITORY / "notebooks" / "studies").glob("*.ipynb"))
 RELEASED = REPOSITORY / "checkpoints" / "released"

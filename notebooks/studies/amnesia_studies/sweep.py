@@ -14,8 +14,8 @@ import zlib
 import joblib
 import torch
 
-from amnesia.drive import force_to_disk, is_there, patiently, read_whole, unwritten
-from amnesia.files import checksum, versions
+from amnesia.storage.disk import force_to_disk, is_there, read_whole, retry, unwritten
+from amnesia.storage.files import checksum, versions
 from amnesia.training import progress
 
 
@@ -58,7 +58,7 @@ class Log:
                 force_to_disk(file)
 
         try:
-            patiently(write)
+            retry(write)
         except (OSError, MemoryError) as error:
             raise unwritten(self.path, error) from error
 

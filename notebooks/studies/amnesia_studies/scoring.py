@@ -7,7 +7,7 @@ import torch
 from amnesia.data import CLASSES
 from amnesia.evaluation import ask, entropy, model_metrics
 from amnesia.fisher import diagonal_fisher
-from amnesia.parameters import forget_set
+from amnesia.storage.parameters import forget_set
 from amnesia.training import Diverged
 
 from .bounds import importance_weighted_bound, refit_encoder
