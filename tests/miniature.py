@@ -38,7 +38,7 @@ def series(folder, seed=0, only=FILES, overwrite=False):
         for source in FILES[1:FILES.index(name)]:
             inputs.append(store.load(source, made_from=inputs))
         stage = Stage(store, name, settings, inputs or [DIGITS], overwrite)
-        if not stage.done:
+        if not stage.done():
             STAGES[name](stage, *(source.build(CVAE, "cpu") if source.name in ("cvae.pt", "amnesiac-0.pt") else source
                                   for source in inputs))
         digests[name] = stage.load().digest

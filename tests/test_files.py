@@ -217,7 +217,7 @@ def test_a_finished_save_stands_though_its_progress_cannot_be_deleted(tmp_path, 
     stage.save_progress(state={"w": torch.ones(1)})
     refuse(Path, "unlink", REFUSALS["EACCES"])
     stage.save(state={"w": torch.ones(1)}, config={}, metrics={})
-    assert Stage(Workspace(tmp_path), "cvae.pt", {"steps": 3}).done
+    assert Stage(Workspace(tmp_path), "cvae.pt", {"steps": 3}).done()
 
 
 def written(path, content):

@@ -79,12 +79,12 @@ def test_a_file_made_from_another_is_refused(store):
 def test_a_stage_is_done_only_with_the_same_settings_and_inputs(store, capsys):
     source = save(store, "cvae.pt")
     save(store, "fim-cvae.pt", [source])
-    assert Stage(store, "fim-cvae.pt", SETTINGS, [source]).done
-    assert not Stage(store, "fim-cvae.pt", SETTINGS, [source], overwrite=True).done
-    assert not Stage(store, "fim-cvae.pt", {**SETTINGS, "steps": 4}, [source]).done
+    assert Stage(store, "fim-cvae.pt", SETTINGS, [source]).done()
+    assert not Stage(store, "fim-cvae.pt", SETTINGS, [source], overwrite=True).done()
+    assert not Stage(store, "fim-cvae.pt", {**SETTINGS, "steps": 4}, [source]).done()
     assert "steps=4 (was 3)" in capsys.readouterr().out
     other = save(store, "cvae.pt", settings={**SETTINGS, "seed": 1})
-    assert not Stage(store, "fim-cvae.pt", SETTINGS, [other]).done
+    assert not Stage(store, "fim-cvae.pt", SETTINGS, [other]).done()
 
 
 def test_a_finished_file_of_other_settings_is_kept_and_named(store, capsys):
@@ -100,11 +100,11 @@ def test_what_was_changed_since_the_stage_was_set_up_is_refused_by_name(store):
     parameters = dict(SETTINGS)
     stage = Stage(store, "cvae.pt", lambda: dict(parameters))
     parameters["steps"] = 4
-    for use in (lambda: stage.done, stage.load):
+    for use in (stage.done, stage.load):
         with pytest.raises(WorkspaceError, match=r"steps=4 \(was 3\): changed since cvae\.pt was set up.*Run the cell"):
             use()
     parameters["steps"] = 3
-    assert not stage.done
+    assert not stage.done()
 
 
 def test_another_runs_file_is_not_loaded_as_ones_own(store):
@@ -115,7 +115,7 @@ def test_another_runs_file_is_not_loaded_as_ones_own(store):
     save(store, "cvae.pt", settings={**SETTINGS, "seed": 1})
     with pytest.raises(WorkspaceError, match=r"another run's: seed=0 \(was 1\)"):
         stage.load()
-    assert not stage.done
+    assert not stage.done()
 
 
 def test_a_failed_last_save_is_made_up_for_when_the_cell_runs_again(store, monkeypatch):
@@ -123,7 +123,7 @@ def test_a_failed_last_save_is_made_up_for_when_the_cell_runs_again(store, monke
     with monkeypatch.context() as broken, pytest.raises(WorkspaceError):
         broken.setattr(files_module, "write_atomic", lambda path, content: (_ for _ in ()).throw(WorkspaceError("gone")))
         stage.save(state={"w": torch.ones(3)}, config={}, metrics={})
-    assert stage.done and torch.equal(stage.load().state["w"], torch.ones(3))
+    assert stage.done() and torch.equal(stage.load().state["w"], torch.ones(3))
 
 
 def test_other_data_sets_have_a_folder_of_their_own(tmp_path):

@@ -44,7 +44,7 @@ def train_judge(store, train, seed=0, steps=7000, batch_size=128, learning_rate=
                 "weight_decay": weight_decay}
     device = train.images.device
     stage = Stage(store, f"classifier-{seed}.pt" if seed else "classifier.pt", settings, [train])
-    if not stage.done:
+    if not stage.done():
         torch.manual_seed(seed)
         judge = Classifier().to(device)
 

@@ -116,7 +116,6 @@ class Stage:
             elif not overwrite:
                 print(f"Already done with these settings: {self.path} (overwrite=True does it again)")
 
-    @property
     def done(self):
         """Does the workspace hold this stage's file, made with these settings and inputs, and `overwrite` is off?"""
         self._check_unchanged()
@@ -155,11 +154,11 @@ class Stage:
         """The finished stage's file, as Saved. Raises WorkspaceError unless it is there and of these settings and inputs."""
         self._check_unchanged()
         if not is_there(self.path):
-            raise WorkspaceError(f"{self.path} is not made yet: run the cell with “if not stage.done” first.")
+            raise WorkspaceError(f"{self.path} is not made yet: run the cell with “if not stage.done()” first.")
         saved = Saved(self.path)
         if found := self._changes(saved):
             raise WorkspaceError(f"{self.path} is by now another run's: {', '.join(found)}. Run the cell with “if not "
-                                 "stage.done” again to make this one.")
+                                 "stage.done()” again to make this one.")
         return saved
 
     @property
