@@ -3,12 +3,11 @@
 import nbformat
 import numpy as np
 import pytest
-import torch
 from conftest import REPOSITORY
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amnesia.storage.parameters import RANGES, check, check_parameters
+from amnesia.storage.parameters import RANGES, check_parameters
 from amnesia.training import Diverged
 
 STEMS = ("01_train_cvae", "02_compute_fim", "03_forget", "04_sample", "05_evaluate")
@@ -59,12 +58,3 @@ def test_a_value_is_in_its_range_or_refused_by_name(name, value):
     else:
         with pytest.raises(ValueError, match=rf"^{name}="):
             check_parameters(**{name: value})
-
-
-@pytest.mark.parametrize(("answer", "truth", "right"), [
-    ("less", "less", True), ("more", "less", False), (None, "less", False), (None, 1.0, False), ("less", 1.0, False),
-    (543.4, torch.tensor(543.427), True), (543.4, 540.0, False), (-0.0, 0.0, True), (1, 0, False),
-    (torch.ones(3, requires_grad=True), torch.ones(3), True), (torch.ones(2), torch.ones(3), False)])
-def test_an_answer_is_right_or_not_yet_and_nothing_is_raised(capsys, answer, truth, right):
-    check(answer, truth, "so it is.")
-    assert capsys.readouterr().out == ("Right: so it is.\n" if right else "Not yet right: look again.\n")

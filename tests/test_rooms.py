@@ -56,7 +56,7 @@ def test_there_are_no_circles():
     assert {*TopologicalSorter(ROOMS).static_order()} == {*ROOMS}  # raises CycleError
 
 
-@pytest.mark.parametrize("machine", ["training", "figures", *(one for one in ROOMS if one.startswith("storage."))])
+@pytest.mark.parametrize("machine", ["training", "figures", "panel", *(one for one in ROOMS if one.startswith("storage."))])
 def test_the_machinery_knows_nothing_of_vaes_or_digits(machine):
     assert behind(machine).isdisjoint({"data", "models", "fisher", "evaluation"})
 

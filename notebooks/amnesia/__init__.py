@@ -2,10 +2,11 @@
 
 from .data import Digits, class_names, grow, load_digits, one_hot
 from .evaluation import ask, elbo, entropy, grey_reference, load_judge, model_metrics, reference_metrics, train_judge
-from .figures import few_greys, gif, name_classes, panel, play, png, show, show_tile, tile
+from .figures import few_greys, gif, name_classes, png, show, show_tile, tile
 from .fisher import diagonal_fisher, squared_gradients
 from .models import CVAE, Classifier, bernoulli_nll, negative_elbo_terms
-from .storage.parameters import check, check_surrogate, forget_set, forgotten_in
+from .panel import check, panel, play
+from .storage.parameters import check_surrogate, forget_set, forgotten_in
 from .storage.workspace import Stage, Workspace
 from .training import fit, pick_device, progress
 

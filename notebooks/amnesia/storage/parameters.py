@@ -1,8 +1,6 @@
-"""What a reader may set, and may answer: checked, and named where it is wrong."""
+"""What a reader may set: checked, and named where it is wrong."""
 
 from numbers import Integral
-
-import torch
 
 LABELS = range(10)
 
@@ -81,19 +79,3 @@ def plain(value):
 def is_label(value):
     """Whether this is a whole number from 0 to 9, and not True or False."""
     return isinstance(value, Integral) and not isinstance(value, bool) and value in LABELS
-
-
-def check(answer, truth, because, rel=1e-3):
-    """Says in a sentence whether an answer is right: words exactly, a number or a tensor within a share `rel`, in norm.
-
-    Never raises: what cannot be compared, such as the None of a blank, is not right yet.
-    """
-    try:
-        if isinstance(truth, str):
-            right = answer == truth
-        else:
-            answer, truth = (torch.as_tensor(value).detach().cpu().double() for value in (answer, truth))
-            right = (answer - truth).norm() <= rel * truth.norm()
-    except (RuntimeError, TypeError, ValueError):
-        right = False
-    print(f"Right: {because}" if right else "Not yet right: look again.")

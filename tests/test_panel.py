@@ -1,0 +1,92 @@
+"""The panel: what its controls do, and that it keeps out of saved notebooks. What is said of an answer."""
+
+import statistics
+import sys
+import time
+
+import imageio.v3 as imageio
+import pytest
+import torch
+from conftest import REPOSITORY
+from jupyter_client.manager import start_new_kernel
+
+from amnesia import check, panel
+
+
+@pytest.fixture
+def controls(cvae):
+    """(label, sliders, button, pictures) of a panel over a small model and a copy of it that draws only grey."""
+    def draw(label, z):
+        image = cvae.generate(torch.tensor([label]), z[None]).view(1, 28, 28)
+        return torch.cat([image, torch.full_like(image, 0.5) if label == 0 else image])
+
+    label, row, pictures = panel(draw, ["original", "amnesiac"], torch.zeros(4), "0123456789").children
+    *sliders, button = row.children
+    return label, sliders, button, [column.children[1] for column in pictures.children]
+
+
+def shown(pictures):
+    return [imageio.imread(picture.value) for picture in pictures]
+
+
+def test_every_control_of_the_panel_changes_the_pictures(controls):
+    label, sliders, button, pictures = controls
+    original, amnesiac = shown(pictures)
+    assert original.shape == amnesiac.shape == (224, 224)
+    assert (amnesiac == 128).all() and not (original == 128).all()      # twins under label 0
+    for change in (lambda: setattr(sliders[3], "value", 2.0), button.click):
+        change()
+        assert (shown(pictures)[0] != original).any() and (shown(pictures)[1] == amnesiac).all()
+        original = shown(pictures)[0]
+    assert len({slider.value for slider in sliders}) == 4               # new noise moved them all
+    label.value = 5
+    assert (shown(pictures)[0] == shown(pictures)[1]).all() and (shown(pictures)[0] != original).any()
+
+
+def test_the_panel_answers_within_a_tenth_of_a_second(controls):
+    _, _, button, _ = controls
+    seconds = []
+    for _ in range(20):
+        start = time.process_time()                                     # whatever else the machine is doing
+        button.click()                                                  # moves every slider, so the slowest of all
+        seconds.append(time.process_time() - start)
+    assert statistics.median(seconds) < 0.1
+
+
+SHOWS = ("import torch; from amnesia import play; "
+         "play(lambda label, z: torch.zeros(1, 28, 28), ['picture'], torch.zeros(2), '0123456789')")
+
+
+def test_the_panel_is_shown_only_where_someone_can_use_it():
+    """In a real kernel: to a front end that can answer an input(), not to papermill, and not without ipywidgets."""
+    manager, client = start_new_kernel(cwd=str(REPOSITORY / "notebooks"))
+    try:
+        def outputs(code, someone_there):
+            seen = []
+            reply = client.execute_interactive(code, allow_stdin=someone_there, output_hook=seen.append, timeout=300)
+            assert reply["content"]["status"] == "ok", reply["content"]
+            return [message["content"] for message in seen if message["msg_type"] in ("display_data", "stream")]
+
+        view, = outputs(SHOWS, someone_there=True)
+        assert "application/vnd.jupyter.widget-view+json" in view["data"]
+        assert outputs(SHOWS, someone_there=False) == []
+        advice, = outputs(f"import sys; sys.modules['ipywidgets'] = None; {SHOWS}", someone_there=True)
+        assert "pip install ipywidgets" in advice["text"]
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
+def test_without_ipywidgets_there_is_no_panel(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    with pytest.raises(ImportError):
+        panel(None, [], torch.zeros(2), [])
+
+
+@pytest.mark.parametrize(("answer", "truth", "right"), [
+    ("less", "less", True), ("more", "less", False), (None, "less", False), (None, 1.0, False), ("less", 1.0, False),
+    (543.4, torch.tensor(543.427), True), (543.4, 540.0, False), (-0.0, 0.0, True), (1, 0, False),
+    (torch.ones(3, requires_grad=True), torch.ones(3), True), (torch.ones(2), torch.ones(3), False)])
+def test_an_answer_is_right_or_not_yet_and_nothing_is_raised(capsys, answer, truth, right):
+    check(answer, truth, "so it is.")
+    assert capsys.readouterr().out == ("Right: so it is.\n" if right else "Not yet right: look again.\n")
