@@ -13,7 +13,7 @@ from amnesia_studies.attacks import (
     RADIUS_SQUARED,
     SEARCHES,
     Inversion,
-    drawn,
+    draw,
     in_the_box,
     invert,
     on_simplex,
@@ -24,7 +24,7 @@ from amnesia_studies.attacks import (
     within_ball,
 )
 from amnesia_studies.bounds import fine_tune
-from amnesia_studies.sweep import pack, unpack
+from amnesia_studies.sweep import images_from_text, images_to_text
 
 RELEASED = REPOSITORY / "checkpoints" / "released"
 
@@ -71,8 +71,8 @@ def test_a_search_finds_the_digit_that_is_there_and_stays_within_bounds(released
         assert torch.equal(y, one_hot(torch.full((24,), 4)))
     elif "simplex" in attack:
         assert y.min() >= 0 and torch.allclose(y.sum(1), torch.ones(24))
-    assert successes(second, drawn(cvae, z, y), 4).float().mean() > (0.2 if "free" in attack else 0.9)
-    assert not successes(second, drawn(grey, *search(grey, judge, 4, attack, restarts=5, steps=5)), 4).any()
+    assert successes(second, draw(cvae, z, y), 4).float().mean() > (0.2 if "free" in attack else 0.9)
+    assert not successes(second, draw(grey, *search(grey, judge, 4, attack, restarts=5, steps=5)), 4).any()
     again = search(cvae, judge, 4, attack, restarts=24, steps=60)
     assert torch.equal(z, again[0]) and torch.equal(y, again[1])
 
@@ -87,7 +87,7 @@ def test_inversion_finds_a_label_that_draws_the_images(released, digits):
     y = invert(cvae, digits[0].only([7])[:10][0], restarts=4, steps=150)
     z = torch.randn(200, cvae.latent_dim, generator=torch.Generator().manual_seed(0))
     assert y.shape == (10,) and y.abs().max() <= BOX
-    assert successes(second, drawn(cvae, z, y.expand(200, -1)), 7).float().mean() > 0.5
+    assert successes(second, draw(cvae, z, y.expand(200, -1)), 7).float().mean() > 0.5
 
 
 def test_the_cost_of_an_inversion_is_minus_the_joint_log_density(released, digits):
@@ -114,9 +114,9 @@ def test_one_label_vector_is_found_for_many_latents(released, grey):
     z = torch.randn(200, cvae.latent_dim, generator=torch.Generator().manual_seed(0))
     y = search_label(cvae, judge, 7, restarts=4, steps=60, batch_size=16)
     assert y.shape == (10,) and y.abs().max() <= BOX
-    assert successes(second, drawn(cvae, z, y.expand(200, -1)), 7).float().mean() > 0.9
+    assert successes(second, draw(cvae, z, y.expand(200, -1)), 7).float().mean() > 0.9
     nothing = search_label(grey, judge, 7, restarts=2, steps=3, batch_size=16)
-    assert not successes(second, drawn(grey, z, nothing.expand(200, -1)), 7).any()
+    assert not successes(second, draw(grey, z, nothing.expand(200, -1)), 7).any()
     assert torch.equal(y, search_label(cvae, judge, 7, restarts=4, steps=60, batch_size=16))
 
 
@@ -143,7 +143,7 @@ def test_fine_tuning_improves_a_copy(released, digits):
 
 def test_pictures_survive_the_log():
     images = torch.randint(256, (3, 784), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    assert torch.equal(unpack(pack(images)), images.view(3, 28, 28))
+    assert torch.equal(images_from_text(images_to_text(images)), images.view(3, 28, 28))
 
 
 def test_the_second_judge_is_another_one_of_the_same_kind(released, digits, tmp_path):

@@ -113,7 +113,7 @@ def experiment(elsewhere, tmp_path_factory):
     return Experiment(str(tmp_path_factory.mktemp("experiment")), device=DEVICE.type)
 
 
-FORGETTING = {**{name: method for name, (method, _) in METHODS.items()},
+FORGETTING = {**{name: method.function for name, method in METHODS.items()},
               "identity": lambda task: selective_amnesia(task, importance="identity"),
               "prior": lambda task: selective_amnesia(task, posterior="prior", reach=0.3)}
 

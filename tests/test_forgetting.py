@@ -1,4 +1,4 @@
-"""Selective Amnesia as a function is notebook 03 to the bit; its switches and its rivals do what they say."""
+"""Distilled amnesia is notebook 03 to the bit; the paper's own objective, its switches and its rivals do what they say."""
 
 from copy import deepcopy
 

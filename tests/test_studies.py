@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import REPOSITORY
 from release import STUDIED
-from release_studies import ROWS, STUDIES, released_grey, summary_table
+from release_studies import STUDIES, released_grey, summary_table
 
 from amnesia import CVAE, Digits, evaluation, model_metrics
 from amnesia.storage.files import Saved
@@ -21,11 +21,11 @@ from amnesia_studies.compare import compare
 from amnesia_studies.experiment import Experiment, in_a_worker, released
 from amnesia_studies.methods import METHODS, references
 from amnesia_studies.methods.selective_amnesia import IMPORTANCE, batch_mean_fisher
-from amnesia_studies.plan import grid, plan
 from amnesia_studies.recovery import forget_and_recover, forget_and_search_label
+from amnesia_studies.rows import ATTACKED, EVERY_METHOD, grid, plan
 from amnesia_studies.scoring import forget_and_score, forget_in_turn
-from amnesia_studies.sweep import unpack
-from amnesia_studies.tables import change, clustered, figures, frame, markdown, partners, spread, summary
+from amnesia_studies.sweep import images_from_text
+from amnesia_studies.tables import change, clustered, frame, markdown, metrics, partners, spread, summary
 
 RELEASED = REPOSITORY / "checkpoints" / "released"
 
@@ -64,10 +64,10 @@ def test_files_of_another_data_set_are_refused(tmp_path):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs_and_leaves_the_original_alone(small, method):
     task = small.task([5], scale=0.002)
-    METHODS[method][0](task)
+    METHODS[method].function(task)
     assert all(torch.equal(p, old) for p, old in zip(task.cvae.parameters(), small.cvae.parameters(), strict=True))
     result = forget_and_score(small, method, [5], scale=0.002, bounds=True)
-    assert all(np.isfinite(value) for value in figures(result, [5], small.grey([5])).values())
+    assert all(np.isfinite(value) for value in metrics(result, [5], small.grey([5])).values())
     assert result["kept_iw"] > result["kept_elbo"] - 20 and result["forgotten_refitted_iw"] <= 0
 
 
@@ -79,7 +79,8 @@ def test_a_run_that_diverges_says_so(small):
 def test_recovering_says_all_there_is_to_say(small):
     result = forget_and_recover(small, "selective amnesia", [4], seed=1, scale=0.005, restarts=10)
     assert set(result["attacks"]) == {*SEARCHES, "inversion from 10 images", "inversion from 100 images"}
-    assert all(0 <= one["hits"] <= one["n"] and len(unpack(one["drawn"])) == 8 for one in result["attacks"].values())
+    for found in result["attacks"].values():
+        assert 0 <= found["hits"] <= found["n"] and len(images_from_text(found["drawn"])) == 8
     scored = forget_and_score(small, "selective amnesia", [4], seed=1, scale=0.005)
     assert all(result[key] == scored[key] for key in ("forgotten_probability", "kept_elbo", "P"))
     assert result["relearning"].keys() == {"10", "100"} and result["resurgence"]["kept_elbo"] != scored["kept_elbo"]
@@ -88,7 +89,7 @@ def test_recovering_says_all_there_is_to_say(small):
 
 def test_a_search_for_one_label_is_scored_by_the_second_judge(small):
     found = forget_and_search_label(small, "original", [4], scale=0.2)
-    assert found["n"] == 200 and 180 < found["hits"] <= 200 and len(unpack(found["drawn"])) == 8
+    assert found["n"] == 200 and 180 < found["hits"] <= 200 and len(images_from_text(found["drawn"])) == 8
     assert small.log("one-label").lineage == small.log("attacks").lineage != small.lineage
 
 
@@ -111,8 +112,8 @@ def test_one_after_another_by_distillation_holds_what_was_forgotten_before(small
 
 def test_a_sweep_keeps_what_it_has_and_a_worker_reads_the_same_files(small):
     runs = {"label edit": grid("label edit", [[1]], (0, 1), scale=0.005)}
-    own = small.sweep(forget_and_score, runs, n_jobs=1)
-    assert own == small.sweep(forget_and_score, runs, n_jobs=1) == small.records(own=True)
+    own = small.run(forget_and_score, runs, n_jobs=1)
+    assert own == small.run(forget_and_score, runs, n_jobs=1) == small.records(own=True)
     assert [r["result"]["P"] for r in own] == [forget_and_score(small, **r["settings"])["P"] for r in own]
     rebuild, arguments = small.__reduce__()
     assert rebuild(*arguments).lineage == small.lineage
@@ -133,15 +134,16 @@ def record(method, seed, elbo, forget=(0,), **more):
 
 
 def test_a_plan_is_a_row_of_settings():
-    rows = plan({"original": {}, "· λ = 0": {"lam": 0.0}}, [[0], [3, 8]], (0, 1), bounds=True)
+    replay = {"method": "selective amnesia", "lam": 0.0}
+    rows = plan({"original": {"method": "original"}, "λ = 0": replay}, [[0], [3, 8]], (0, 1), bounds=True)
     assert rows["original"] == grid("original", [[0], [3, 8]], (0, 1), bounds=True) and len(rows["original"]) == 4
-    other = plan({"· distilled, λ = 0": {"method": "distilled amnesia", "lam": 0.0}}, [[0]], [0])
-    assert other["· distilled, λ = 0"] == grid("distilled amnesia", [[0]], [0], lam=0.0)
-    assert rows["· λ = 0"][1] == {"method": "selective amnesia", "forget": [3, 8], "seed": 0, "lam": 0.0, "bounds": True}
+    with pytest.raises(TypeError, match="method"):
+        plan({"λ = 0": {"lam": 0.0}}, [[0]], [0])
+    assert rows["λ = 0"][1] == {"method": "selective amnesia", "forget": [3, 8], "seed": 0, "lam": 0.0, "bounds": True}
 
 
 def test_figures_of_a_known_confusion():
-    found = figures(record("a", 0, -90.0)["result"], [0], (0.125, 2.0))
+    found = metrics(record("a", 0, -90.0)["result"], [0], (0.125, 2.0))
     assert (found["P − grey"], found["H / grey"], found["forgetting accuracy"], found["leakage"]) == (0.375, 0.5, 0.0, 0.25)
 
 
@@ -198,6 +200,13 @@ def test_the_published_runs_start_from_the_released_files(log, files, least):
     assert all("60,000" in " ".join(record["lineage"]) for record in runs)
 
 
+def test_the_published_runs_are_found_by_their_rows():
+    """Every attacked row and every method has its three runs of digit 0: a run is found by its settings alone."""
+    for log, rows, common in (("attacks", ATTACKED, {"restarts": 128}), ("studies", EVERY_METHOD, {"bounds": True})):
+        runs = frame(released(log), plan(rows, [[0]], range(3), **common))
+        assert runs.groupby("", sort=False).size().to_dict() == dict.fromkeys(rows, 3)
+
+
 def test_their_page_has_their_tables():
     page = STUDIED.read_text()
     assert summary_table(released("studies"), released("attacks")) in page
@@ -206,8 +215,8 @@ def test_their_page_has_their_tables():
 @pytest.mark.mnist
 def test_a_published_run_comes_out_again(tmp_path):
     """Dampening is quick enough to be run anew; another kind of CPU may round otherwise."""
-    again = figures(forget_and_score(Experiment(tmp_path, device="cpu"), "dampening", [0]), [0], released_grey([0]))
-    runs = frame(released("studies"), plan(ROWS, [[0]], [0], bounds=True), released_grey)
+    again = metrics(forget_and_score(Experiment(tmp_path, device="cpu"), "dampening", [0]), [0], released_grey([0]))
+    runs = frame(released("studies"), plan(EVERY_METHOD, [[0]], [0], bounds=True), released_grey)
     for name in ("P", "H", "kept ELBO", "kept accuracy", "recall", "leakage"):
         assert again[name] == pytest.approx(runs.loc["dampening"][name].item(), abs=0.02, rel=0.02), name
 
@@ -253,10 +262,10 @@ def nothing(task):
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_a_study_runs_top_to_bottom_in_miniature(path, small, monkeypatch):
     """Every run at a five-hundredth of its length, also where a notebook forgets by itself; tables of the released runs."""
-    task, sweep = Experiment.task, Experiment.sweep
+    task, run = Experiment.task, Experiment.run
     monkeypatch.setattr(Experiment, "task", lambda self, forget, seed=0, scale=1.0: task(self, forget, seed, 0.002))
-    monkeypatch.setattr(Experiment, "sweep", lambda self, run, *settings, **named: sweep(self, partial(run, scale=0.002),
-                                                                                         *settings, **named))
+    monkeypatch.setattr(Experiment, "run", lambda self, function, *settings, **named: run(
+        self, partial(function, scale=0.002), *settings, **named))
     monkeypatch.setitem(IMPORTANCE, "batch-mean", partial(batch_mean_fisher, n_samples=500))
     monkeypatch.setattr(references, "train_from_scratch", lambda task, digits: CVAE(**task.cvae.config))
     monkeypatch.setenv("MPLBACKEND", "agg")

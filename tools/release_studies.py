@@ -18,22 +18,21 @@ from release import NOTEBOOKS, REPOSITORY, STUDIED, execute, fill, run
 
 from amnesia_studies.experiment import released, released_grey
 from amnesia_studies.methods import METHODS
-from amnesia_studies.plan import plan
+from amnesia_studies.rows import EVERY_METHOD, plan
 from amnesia_studies.tables import beside_retrain, frame, markdown, summary
 
 STUDIES = sorted((REPOSITORY / "notebooks" / "studies").glob("*.ipynb"))
 RELEASED = REPOSITORY / "checkpoints" / "released"
-ROWS = {name: {} for name in METHODS}
 
 
 def summary_table(records, attacks):
     """The table of every method, and both references, beside the original, from studies.jsonl and attacks.jsonl."""
-    runs = frame(records, plan(ROWS, [[0]], range(3), bounds=True), released_grey)
-    attacked = beside_retrain(frame(attacks, plan(ROWS, [[0]], range(3), restarts=128), released_grey))
+    runs = frame(records, plan(EVERY_METHOD, [[0]], range(3), bounds=True), released_grey)
+    attacked = beside_retrain(frame(attacks, plan(EVERY_METHOD, [[0]], range(3), restarts=128), released_grey))
     table = summary(runs, {"P − grey": "+.3f", "H / grey": ".3f", "worst kept digit": ".3f", "kept ELBO": ".2f"})
     recovered = summary(attacked, {"excess": "+.2f", "ratio, k = 10": ".2f"}).drop(columns="n")
     table = table.join(recovered.set_axis(["inversion excess", "relearning ratio"], axis=1)).fillna("–")
-    table["real data"] = [METHODS[name][1] or "–" for name in table.index]
+    table["real data"] = [METHODS[name].real_data or "–" for name in table.index]
     table["seconds"] = summary(runs, {"seconds": ".1f"})["seconds"]
     versions = records[0]["versions"]
     note = (f"Forgotten: 0; mean ± sd over {table.pop('n').max()} seeds; 1,000 samples per label. "

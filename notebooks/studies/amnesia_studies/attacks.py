@@ -14,6 +14,8 @@ from amnesia.data import CLASSES, one_hot
 from amnesia.evaluation import ask
 from amnesia.models import bernoulli_nll, negative_elbo_terms
 
+from .sweep import images_to_text
+
 RADIUS_SQUARED = 20.09  # bound on |z|^2: with 8 latents, 99 % of the prior lies within
 BOX = 2.0               # bound on each entry of a label vector that need not lie on the simplex
 SEARCHES = ("z alone", "z and label on the simplex", "z and label free")
@@ -138,7 +140,7 @@ def search_label(cvae, judge, label, restarts=8, steps=150, batch_size=64, learn
 
 
 @torch.no_grad()
-def drawn(cvae, z, y):
+def draw(cvae, z, y):
     """The mean images of latents (N, latent_dim) and label vectors (N, 10), as bytes (N, 784)."""
     return (cvae.decode(z, y).sigmoid() * 255).round().byte()
 
@@ -148,9 +150,28 @@ def successes(judge, images, label, threshold=0.9):
     return ask(judge, images)[0][:, label] > threshold
 
 
+def judged(experiment, images, label):
+    """What the second judge says of the images (n, 784) that an attack found: {"hits", "n"}, and eight of them, "drawn"."""
+    hits = successes(experiment.second_judge, images, label).sum().item()
+    return {"hits": hits, "n": len(images), "drawn": images_to_text(images[:8])}
+
+
+def attack_all(experiment, cvae, label, real, seed, scale, restarts):
+    """Each search from so many restarts, and 1,000 samples of each inversion from 10 and from 100 of the real images."""
+    generator, n, found = torch.Generator().manual_seed(seed), max(20, round(1000 * scale)), {}
+    for kind in SEARCHES:
+        z, y = search(cvae, experiment.judge, label, kind, restarts, steps=max(1, round(150 * scale)), seed=seed)
+        found[kind] = draw(cvae, z, y)
+    for k in (10, 100):
+        y = invert(cvae, real[:k], steps=max(1, round(400 * scale)), seed=seed)
+        z = torch.randn(n, cvae.latent_dim, generator=generator).to(experiment.device)
+        found[f"inversion from {k} images"] = draw(cvae, z, y.expand(n, -1))
+    return {name: judged(experiment, images, label) for name, images in found.items()}
+
+
 def recognised(cvae, judge, label, z):
     """The share of what the latents z (N, latent_dim) draw under `label` that the judge takes for it."""
-    images = drawn(cvae, z, one_hot(torch.full((len(z),), label, device=z.device)))
+    images = draw(cvae, z, one_hot(torch.full((len(z),), label, device=z.device)))
     return (ask(judge, images)[0].argmax(1) == label).float().mean().item()
 
 

@@ -7,9 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 from .experiment import released
-from .methods import METHODS
-from .plan import plan
 from .recovery import forget_and_recover
+from .rows import EVERY_METHOD, plan
 from .sweep import Log, sweep
 from .tables import frame, markdown, summary
 
@@ -33,9 +32,9 @@ def compare(method, experiment, seeds=(0, 1, 2), scale=1.0, n_jobs=-1):
     with tempfile.TemporaryDirectory() as folder:
         run, log = partial(forget_and_recover, experiment, method), Log(Path(folder) / "log", lineage)
         records = sweep(run, runs[name], log, n_jobs, title=name)
-    attacks, rows = released("attacks"), {other: {} for other in METHODS}
-    others = frame(released("studies"), plan(rows, [[0]], range(3), bounds=True), experiment.grey)
-    attacked = frame(attacks, plan(rows, [[0]], range(3), restarts=128))         # not every method was
+    attacks = released("attacks")
+    others = frame(released("studies"), plan(EVERY_METHOD, [[0]], range(3), bounds=True), experiment.grey)
+    attacked = frame(attacks, plan(EVERY_METHOD, [[0]], range(3), restarts=128))         # not every method was
     others = others.join(attacked[["inversion from 100 images", "steps, k = 10"]])
     table = summary(pd.concat([others, frame(records, runs, experiment.grey)]), COLUMNS).astype(object)
     table.loc["flat grey"] = ["–", "+0.000", "1.000", *["–"] * (len(COLUMNS) - 2)]
@@ -43,6 +42,7 @@ def compare(method, experiment, seeds=(0, 1, 2), scale=1.0, n_jobs=-1):
     notes = []
     if scale != 1:
         notes.append(f"{name} ran for {scale:g} of its steps, and so did its attacks: its row is no result yet.")
-    if different := [file for file, digest in lineage.items() if attacks[0]["lineage"].get(file) != digest]:
+    different = [file for file, digest in lineage.items() if attacks[0]["lineage"].get(file) != digest]
+    if different:
         notes.append(f"The other rows do not start from your {', '.join(different)}, but from the released run's files.")
     return "\n\n".join([markdown(table), *notes])

@@ -74,7 +74,7 @@ class Experiment:
 
     def forget(self, method, forget, seed=0, scale=1.0, **options):
         """A CVAE that has forgotten these labels by a method, one of METHODS or a function of a Task. Raises Diverged."""
-        function = method if callable(method) else METHODS[method][0]
+        function = method if callable(method) else METHODS[method].function
         cvae = function(self.task(forget, seed, scale), **options)
         if not isinstance(cvae, CVAE):
             raise TypeError(f"{function.__name__} returned a {type(cvae).__name__}: a method returns the new CVAE.")
@@ -85,11 +85,11 @@ class Experiment:
         judges = [self.second_judge_file] if name in ATTACKS else []
         return Log(self.store.checkpoints / f"{name}.jsonl", self.lineage | {file.name: file.digest for file in judges})
 
-    def sweep(self, run, plan, n_jobs=-1, cluster="", log="studies"):
-        """The records of run(experiment, **settings) for a plan {row: settings of its runs}; what is in the log is not run
+    def run(self, function, rows, n_jobs=-1, cluster="", log="studies"):
+        """The records of function(experiment, **settings) for {row: settings of its runs}; what is in the log is not run
         again."""
-        grid = [settings for runs in plan.values() for settings in runs]
-        return sweep(partial(run, self), grid, self.log(log), n_jobs, cluster)
+        grid = [settings for runs in rows.values() for settings in runs]
+        return sweep(partial(function, self), grid, self.log(log), n_jobs, cluster)
 
     def records(self, own, log="studies"):
         """All records of a log: of this workspace's `own`, else of the released one."""

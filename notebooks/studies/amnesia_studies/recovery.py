@@ -6,10 +6,9 @@ import torch
 
 from amnesia.storage.parameters import forget_set
 
-from .attacks import SEARCHES, drawn, invert, recognised, relearn, search, search_label, successes
+from .attacks import attack_all, draw, judged, recognised, relearn, search_label
 from .bounds import fine_tune
 from .scoring import score
-from .sweep import pack
 
 
 def forget_and_recover(experiment, method, forget, seed=0, scale=1.0, restarts=200, **options):
@@ -25,7 +24,7 @@ def forget_and_recover(experiment, method, forget, seed=0, scale=1.0, restarts=2
     label, real = forget[0], real_images(experiment, forget[0], seed)
     tuned = fine_tune(cvae, experiment.train.only(forget_set(forget)[1]), steps=max(1, round(1000 * scale)), seed=seed)
     return {"seconds": seconds, **score(experiment, cvae, forget, seed),
-            "attacks": attack(experiment, cvae, label, real, seed, scale, restarts),
+            "attacks": attack_all(experiment, cvae, label, real, seed, scale, restarts),
             "relearning": {str(k): steps_to_relearn(experiment, cvae, label, real[:k], seed, scale) for k in (10, 100)},
             "resurgence": score(experiment, tuned, forget, seed)}
 
@@ -36,32 +35,13 @@ def forget_and_search_label(experiment, method, forget, seed=0, scale=1.0, **opt
     cvae, n = experiment.forget(method, forget, seed, scale, **options), max(20, round(1000 * scale))
     y = search_label(cvae, experiment.judge, forget[0], steps=max(1, round(150 * scale)), seed=seed)
     z = torch.randn(n, cvae.latent_dim, generator=torch.Generator().manual_seed(seed)).to(experiment.device)
-    return judged(experiment, drawn(cvae, z, y.expand(n, -1)), forget[0])
-
-
-def judged(experiment, images, label):
-    """What the second judge says of the images (n, 784) that an attack found: {"hits", "n"}, and eight of them, "drawn"."""
-    hits = successes(experiment.second_judge, images, label).sum().item()
-    return {"hits": hits, "n": len(images), "drawn": pack(images[:8])}
+    return judged(experiment, draw(cvae, z, y.expand(n, -1)), forget[0])
 
 
 def real_images(experiment, label, seed):
     """A hundred training images of a label, (100, 784) in [0, 1]."""
     digits = experiment.train.only([label])
     return digits.images[torch.randperm(len(digits), generator=torch.Generator().manual_seed(seed))[:100]].float() / 255
-
-
-def attack(experiment, cvae, label, real, seed, scale, restarts):
-    """Each search from so many restarts, and 1,000 samples of each inversion from 10 and from 100 of the real images."""
-    generator, n, found = torch.Generator().manual_seed(seed), max(20, round(1000 * scale)), {}
-    for kind in SEARCHES:
-        z, y = search(cvae, experiment.judge, label, kind, restarts, steps=max(1, round(150 * scale)), seed=seed)
-        found[kind] = drawn(cvae, z, y)
-    for k in (10, 100):
-        y = invert(cvae, real[:k], steps=max(1, round(400 * scale)), seed=seed)
-        z = torch.randn(n, cvae.latent_dim, generator=generator).to(experiment.device)
-        found[f"inversion from {k} images"] = drawn(cvae, z, y.expand(n, -1))
-    return {name: judged(experiment, images, label) for name, images in found.items()}
 
 
 def steps_to_relearn(experiment, cvae, label, images, seed, scale):

@@ -52,7 +52,7 @@ class Log:
             with open(self.path, "ab+", buffering=0) as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
                 cut_off = file.read(1) not in (b"", b"\n")      # by a kill in the middle of a write
-                whole = b"\n" * cut_off + line + b"\n"
+                whole = (b"\n" if cut_off else b"") + line + b"\n"
                 if file.write(whole) < len(whole):              # one write, at the end: another run's lines stay whole
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 force_to_disk(file)
@@ -63,13 +63,13 @@ class Log:
             raise unwritten(self.path, error) from error
 
 
-def pack(images):
+def images_to_text(images):
     """A tensor of bytes (n, 784) as text that JSON can hold, some hundred characters an image."""
     return base64.b64encode(zlib.compress(images.cpu().numpy().tobytes())).decode()
 
 
-def unpack(text):
-    """The images (n, 28, 28) of pack()."""
+def images_from_text(text):
+    """The images (n, 28, 28) of images_to_text()."""
     return torch.frombuffer(bytearray(zlib.decompress(base64.b64decode(text))), dtype=torch.uint8).view(-1, 28, 28)
 
 

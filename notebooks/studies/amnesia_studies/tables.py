@@ -1,4 +1,4 @@
-"""Tables of a study's records: a line per run, then a line per row of the plan, then markdown."""
+"""Tables of a study's records: a line per run, then a line per row, then markdown."""
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ AGAINST_GREY = ["P − grey", "H / grey"]
 SHARES = ["forgetting accuracy", "kept accuracy", "worst kept digit", "leakage"]  # whose changes are told in points
 
 
-def figures(result, forget, grey):
+def metrics(result, forget, grey):
     """{heading: value} of one run, from its result: whatever a table may show. A new metric goes here.
 
     grey: what the judge says of flat grey, as (P, H) of these labels. Bigger is better for the kept labels' figures but the
@@ -39,28 +39,28 @@ def figures(result, forget, grey):
             values |= {attack: found["hits"] / found["n"], f"{attack}, hits": found["hits"], f"{attack}, n": found["n"]}
         values["searches"] = np.mean([values[attack] for attack in SEARCHES])
         values |= {f"steps, k = {k}": steps for k, steps in result["relearning"].items()}
-        after = figures(result["resurgence"], forget, grey)
+        after = metrics(result["resurgence"], forget, grey)
         values |= {f"{name}, fine-tuned": value for name, value in after.items()}
     return values
 
 
-def frame(records, plan, grey=lambda forget: (np.nan, np.nan), names=("",)):
-    """A line per finished run of a plan {row: settings of its runs}, in its order: all that figures() says of it.
+def frame(records, rows, grey=lambda forget: (np.nan, np.nan), names=("",)):
+    """A line per finished run of {row: settings of its runs}, in its order: all that metrics() says of it.
 
     grey: a function of labels that returns (P, H), for the columns against grey; names: headings of the row's name, or of
     its parts if it is a tuple. The index is the row, the labels and the seed. Raises ValueError if there is no such run.
     """
     found = {key(record["settings"]): record["result"] for record in records}
     index, lines = [], []
-    for row, runs in plan.items():
+    for row, runs in rows.items():
         for settings in runs:
             result = found.get(key(settings), {"diverged": "not run"})
             if "diverged" not in result:
                 forget = settings["forget"]
                 index.append((*(row if isinstance(row, tuple) else (row,)), ", ".join(map(str, forget)), settings["seed"]))
-                lines.append(figures(result, forget, grey(forget)))
+                lines.append(metrics(result, forget, grey(forget)))
     if not lines:
-        raise ValueError(f"There is no finished run of {', '.join(map(str, plan))} among {len(records)} records: do these "
+        raise ValueError(f"There is no finished run of {', '.join(map(str, rows))} among {len(records)} records: do these "
                          "runs first, as a study does with full = True.")
     return pd.DataFrame(lines, pd.MultiIndex.from_tuples(index, names=[*names, *RUN]))
 

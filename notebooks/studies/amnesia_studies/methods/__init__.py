@@ -3,6 +3,9 @@
 Those that train go on for as many steps, on batches as large, as Selective Amnesia does, unless they say otherwise.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 from .adversarial import adversarial
 from .ascent import naive, neggrad
 from .distillation import distilled, steered
@@ -21,20 +24,26 @@ def original(task):
     return task.cvae
 
 
-# name: (function of a Task, the real data that it needs)
+class Method(NamedTuple):
+    """A function of a Task, and the real images that it needs: "none", of the "kept labels", or "all"."""
+
+    function: Callable
+    real_data: str
+
+
 METHODS = {
-    "original": (original, ""),
-    "selective amnesia": (selective_amnesia, "none"),
-    "distilled amnesia": (distilled, "none"),
-    "adversarial amnesia": (adversarial, "none"),
-    "naive": (naive, "none"),
-    "NegGrad+": (neggrad, "all"),
-    "gradient surgery": (surgery, "none"),
-    "random label": (random_label, "none"),
-    "SalUn": (saliency, "none"),
-    "feature unlearning": (feature, "none"),
-    "Distill, Forget, Repeat": (steered, "none"),
-    "dampening": (dampening, "none"),
-    "label edit": (label_edit, "none"),
-    "retrain": (retrain, "kept labels"),
-    "oracle": (oracle, "kept labels")}
+    "original": Method(original, ""),
+    "selective amnesia": Method(selective_amnesia, "none"),
+    "distilled amnesia": Method(distilled, "none"),
+    "adversarial amnesia": Method(adversarial, "none"),
+    "naive": Method(naive, "none"),
+    "NegGrad+": Method(neggrad, "all"),
+    "gradient surgery": Method(surgery, "none"),
+    "random label": Method(random_label, "none"),
+    "SalUn": Method(saliency, "none"),
+    "feature unlearning": Method(feature, "none"),
+    "Distill, Forget, Repeat": Method(steered, "none"),
+    "dampening": Method(dampening, "none"),
+    "label edit": Method(label_edit, "none"),
+    "retrain": Method(retrain, "kept labels"),
+    "oracle": Method(oracle, "kept labels")}

@@ -4,7 +4,6 @@
 """
 
 import itertools
-from copy import copy
 
 import torch
 import torch.nn.functional as F
@@ -18,14 +17,7 @@ from .task import some
 
 def adversarial(task, lam=0.0, attackers=8):
     """Distilled amnesia with a fourth term, "invert", and by default no spring, whose place it takes."""
-    attacked = copy(task)
-
-    def minimise(cvae, loss, **choices):
-        invert = inner_inversion(cvae, task, attackers)
-        return task.minimise(cvae, lambda: {**loss(), "invert": invert()}, **choices)
-
-    attacked.minimise = minimise
-    return distilled(attacked, lam, task.batch_size)
+    return distilled(task, lam, task.batch_size, extra={"invert": lambda cvae: inner_inversion(cvae, task, attackers)})
 
 
 def inner_inversion(cvae, task, attackers, k=16, life=400):

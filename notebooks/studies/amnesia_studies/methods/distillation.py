@@ -25,23 +25,30 @@ def divergence(original, cvae, asked, told, only=""):
     decoder = bernoulli_nll(cvae.decode(z, one_hot(told)), p_old) - bernoulli_nll(logits_old, p_old)
     mean, log_var = cvae.encode(p_old, one_hot(told))
     encoder = (log_var - log_var_old + ((mean - mean_old).square() + log_var_old.exp()) / log_var.exp() - 1).sum(1) / 2
-    return {"": decoder + encoder, "decoder": decoder, "encoder": encoder}[only]
+    if only == "decoder":
+        return decoder
+    if only == "encoder":
+        return encoder
+    return decoder + encoder
 
 
-def distilled(task, lam=0.3, batch_size=96, only=""):
+def distilled(task, lam=0.3, batch_size=96, only="", extra=None):
     """Selective Amnesia as notebook 03 does it by default, to the bit: noise under the forgotten labels, the divergence from
     the frozen copy under the kept ones, a spring on each weight of stiffness lam F. In batches of notebook 03's size, which
-    is less than the other methods take.
+    is less than the other methods take. extra: {name of one more term: a function of the new model that returns the
+    function which draws that term's batch and returns its value}.
     """
     cvae, original, device = deepcopy(task.cvae), task.cvae, task.kept.device
     distance = penalty(cvae, original, task.fim)
     torch.manual_seed(task.seed)
+    more = {name: make(cvae) for name, make in (extra or {}).items()}
 
     def loss():
         c_f, c_r = some(task.forgotten, 24).repeat(2), some(task.kept, batch_size)
         forget = sum(negative_elbo_terms(cvae, noise_pairs(48, device), one_hot(c_f)))
         remember = divergence(original, cvae, c_r, c_r, only)
-        return {"forget": forget.mean(), "remember": remember.mean(), "protect": lam / 2 * distance()}
+        return {"forget": forget.mean(), "remember": remember.mean(), "protect": lam / 2 * distance(),
+                **{name: term() for name, term in more.items()}}
 
     return task.minimise(cvae, loss)
 

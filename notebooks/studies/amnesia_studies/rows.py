@@ -1,0 +1,35 @@
+"""What a study is to run: {row of its table: the settings of that row's runs}."""
+
+from .methods import METHODS
+
+EVERY_METHOD = {name: {"method": name} for name in METHODS}
+
+# What studies 5 and 7 try to bring back: {row: the method and its options}
+ATTACKED = {
+    "original": {"method": "original"},
+    "selective amnesia": {"method": "selective amnesia"},
+    "· λ = 0": {"method": "selective amnesia", "lam": 0.0},
+    "· λ = 0.1": {"method": "selective amnesia", "lam": 0.1},
+    "· λ = 4": {"method": "selective amnesia", "lam": 4.0},
+    "distilled amnesia": {"method": "distilled amnesia"},
+    "· distilled, λ = 0": {"method": "distilled amnesia", "lam": 0.0},
+    "adversarial amnesia": {"method": "adversarial amnesia"},
+    "label edit": {"method": "label edit"},
+    "dampening": {"method": "dampening"},
+    "random label": {"method": "random label"},
+    "retrain": {"method": "retrain"},
+    "oracle": {"method": "oracle"},
+    "· springs alike, λ = 0.1": {"method": "selective amnesia", "lam": 0.1, "importance": "identity"},
+    "· prior for q": {"method": "selective amnesia", "posterior": "prior"},
+    "· reach 0.3": {"method": "selective amnesia", "reach": 0.3},
+    "· prior for q, reach 0.3": {"method": "selective amnesia", "posterior": "prior", "reach": 0.3}}
+
+
+def grid(method, sets, seeds, **options):
+    """The settings of a method's runs: one for each seed and each set of labels to forget."""
+    return [{"method": method, "forget": list(labels), "seed": seed, **options} for seed in seeds for labels in sets]
+
+
+def plan(choices, sets, seeds, **common):
+    """{row: settings of its runs} for {row: its method and that method's options}; common: options of all rows."""
+    return {row: grid(sets=sets, seeds=seeds, **options, **common) for row, options in choices.items()}
