@@ -1,0 +1,154 @@
+"""Who is asked, about which images: the judge's own training, twins, attacks and relearning, against stand-ins that tell."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cells import run_here
+
+import amnesia
+from amnesia import CVAE, Classifier, Digits, Workspace, ask, evaluation, fit, model_metrics, one_hot, reference_metrics
+from amnesia.storage.files import Saved
+from amnesia.storage.workspace import REPOSITORY
+from amnesia_studies import attacks, recovery
+from amnesia_studies.experiment import Experiment
+from amnesia_studies.recovery import forget_and_recover, forget_and_search_label
+
+RELEASED = REPOSITORY / "checkpoints" / "released"
+
+
+@pytest.fixture
+def few(digits):
+    """(train, test): 500 digits, some of every label."""
+    return [Digits(split.images[::len(split) // 500], split.labels[::len(split) // 500], split.name) for split in digits]
+
+
+def test_the_judge_is_trained_on_turned_images_and_their_labels(few, tmp_path, monkeypatch):
+    """By what goes into the model: each image of the batch, moved a little."""
+    taken, shown = [], []
+    batch = few[0].batch
+    monkeypatch.setattr(few[0], "batch", lambda size: taken.append(batch(size)) or taken[-1])
+
+    def look(judge, loss, data, **choices):
+        judge.eval().register_forward_pre_hook(lambda _, args: shown.append(args[0]))
+        terms, ((x, y),), (moved,) = loss(), taken, shown
+        assert data is few[0] and len(x) == 100
+        assert terms.keys() == {"cross-entropy"}
+        assert terms["cross-entropy"].item() == pytest.approx(F.cross_entropy(judge(moved), y).item())
+        assert ((moved - x).abs().mean(1) > 0.001).all() and 0.01 < (moved - x).abs().mean() < 0.15
+        return {}
+
+    monkeypatch.setattr(evaluation, "fit", look)
+    evaluation.train_judge(Workspace(tmp_path), few[0], batch_size=100)
+    assert shown
+
+
+def test_fit_starts_its_data_from_the_start(few):
+    """Whatever was taken from them before: the same run again is the same."""
+    def run():
+        torch.manual_seed(0)
+        cvae, taken = CVAE(latent_dim=2, hidden=(4,)), []
+
+        def loss():
+            x, y = few[0].batch(64)
+            taken.append(x)
+            return {"reconstruction": sum(amnesia.negative_elbo_terms(cvae, x, y)).mean()}
+
+        fit(cvae, loss, steps=3, learning_rate=1e-3, data=few[0])
+        return torch.cat(taken)
+
+    first = run()
+    few[0].batch(100)
+    assert torch.equal(run(), first)
+
+
+def sampled(cvae, n, seed):
+    """The samples of notebook 04, from the seed: a z for each place, the same for every model."""
+    z = torch.randn(10 * n, cvae.latent_dim, generator=torch.Generator().manual_seed(seed)).double()
+    y = one_hot(torch.arange(10).repeat_interleave(n)).double()
+    with torch.no_grad():
+        return (255 * cvae.double().decode(z, y).sigmoid()).view(10, n, 28, 28)
+
+
+def test_twins_are_of_one_z_by_the_seed_and_each_model_is_scored_by_its_own(few, tmp_path, monkeypatch):
+    monkeypatch.setattr(amnesia, "load_digits", lambda *_: few)
+    monkeypatch.setattr(evaluation, "frechet_interval", partial(evaluation.frechet_interval, resamples=2))
+    run_here("04_sample", "stage.save(", workspace=str(tmp_path), n_per_class=40, seed=3)
+    result = run_here("05_evaluate", "stage.save(", workspace=str(tmp_path))["result"]
+    saved = torch.load(tmp_path / "checkpoints" / "samples-0.pt", weights_only=True)["state"]
+    judge, kept = Saved(RELEASED / "classifier.pt").build(Classifier, "cpu"), list(range(1, 10))
+    for title, name in (("original", "cvae"), ("amnesiac", "amnesiac-0")):
+        cvae = Saved(RELEASED / f"{name}.pt").build(CVAE, "cpu")
+        scored = model_metrics(judge, saved[title], cvae, few[1], [0], kept)
+        assert (saved[title].double() - sampled(cvae, 40, 3)).abs().max() < 0.51, title
+        assert getattr(result, title) == scored, title
+    assert result.reference == reference_metrics(judge, *few, [0], kept)
+
+
+class Certain(torch.nn.Module):
+    """A judge to whom every picture is the same label; it notes what it is shown."""
+
+    def __init__(self, label):
+        super().__init__()
+        self.p, self.label, self.seen = torch.nn.Parameter(torch.zeros(())), label, []
+
+    def features(self, x):
+        self.seen.append(x)
+        return x[:, :1] * 0
+
+    def head(self, features):
+        return features + 100 * F.one_hot(torch.tensor(self.label), 10)
+
+
+@pytest.fixture
+def experiment(few, tmp_path, monkeypatch):
+    """The released files, few digits, ten samples a label; all that needs time but the attacks is left out."""
+    monkeypatch.setattr("amnesia_studies.experiment.load_digits", lambda *_: few)
+    monkeypatch.setattr(recovery, "score", lambda *_: {})
+    monkeypatch.setattr(recovery, "fine_tune", lambda *_, **__: None)
+    return Experiment(tmp_path, device="cpu")
+
+
+@pytest.fixture
+def relearned(monkeypatch):
+    """What relearn() was asked."""
+    asked = []
+
+    def relearn(cvae, judge, images, label, aim, **choices):
+        asked.append(SimpleNamespace(cvae=cvae, judge=judge, images=images, label=label, aim=aim, **choices))
+        return 7
+
+    for room in (attacks, recovery):
+        if hasattr(room, "relearn"):
+            monkeypatch.setattr(room, "relearn", relearn)
+    return asked
+
+
+@pytest.mark.parametrize("label", [4, 5])
+def test_every_attack_is_scored_by_the_second_judge(experiment, relearned, label):
+    """One who sees the digit everywhere, or nowhere, whatever the first, by whom the search was guided."""
+    experiment.second_judge = Certain(label)
+    found = forget_and_recover(experiment, "original", [4], scale=0.02, restarts=6)["attacks"]
+    found["one label"] = forget_and_search_label(experiment, "original", [4], scale=0.02)
+    assert len(found) == 6 and all(one["hits"] == one["n"] * (label == 4) for one in found.values())
+    assert sum(len(x) for x in experiment.second_judge.seen) == sum(one["n"] for one in found.values())
+
+
+def test_relearning_aims_at_nine_tenths_of_what_the_original_had(experiment, relearned):
+    """By the first judge, on real images of the label."""
+    experiment.second_judge = Certain(4)
+    with torch.no_grad():
+        experiment.cvae.decoder[-1].bias -= 3.0                         # so that it is far from perfect
+    steps = forget_and_recover(experiment, "original", [4], scale=0.02, restarts=2)["relearning"]
+    most = min(100, len(experiment.train.only([4])))
+    assert steps == {"10": 7, "100": 7} and [len(one.images) for one in relearned] == [10, most]
+    z = torch.randn(4000, 8, generator=torch.Generator().manual_seed(9))
+    p, _ = ask(experiment.judge, (255 * experiment.cvae.generate(torch.full((4000,), 4), z)).round().byte())
+    share = (p.argmax(1) == 4).float().mean().item()
+    real = {row.numpy().tobytes() for row in experiment.train.only([4]).images}
+    for one in relearned:
+        assert one.aim == pytest.approx(0.9 * share, abs=0.04) and one.judge is experiment.judge and one.label == 4
+        assert all((255 * row).round().byte().numpy().tobytes() in real for row in one.images)
+    assert 0.3 < share < 0.95
