@@ -7,9 +7,10 @@ from conftest import REPOSITORY
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amnesia.storage.parameters import RANGES, check_parameters
+from amnesia.storage.parameters import RANGES, SWITCHES, check_parameters
 from amnesia.training import Diverged
 
+NOTEBOOKS = REPOSITORY / "notebooks"
 STEMS = ("01_train_cvae", "02_compute_fim", "03_forget", "04_sample", "05_evaluate")
 ENDS = {  # of the ranges, and what lies just inside them; the longest ends would take days
     "the least of everything": {"steps": 1, "batch_size": 1, "latent_dim": 1, "n_samples": 1, "n_per_class": 2,
@@ -58,3 +59,23 @@ def test_a_value_is_in_its_range_or_refused_by_name(name, value):
     else:
         with pytest.raises(ValueError, match=rf"^{name}="):
             check_parameters(**{name: value})
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+@pytest.mark.parametrize("value", ["FALSE", "False", "no", "off", "", 0, 1, None, np.True_])
+def test_a_switch_is_true_or_false_or_refused_by_name(name, value):
+    check_parameters(**{name: True})
+    check_parameters(**{name: False})
+    with pytest.raises(ValueError, match=rf"^{name}={value!r}: expected True or False\.$"):
+        check_parameters(**{name: value})
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.rglob("[0-9]*_*.ipynb")), ids=lambda path: path.stem)
+def test_every_notebook_refuses_a_switch_that_is_text(path, tmp_path):
+    """As papermill's -p hands over a no."""
+    given = [name for name in SWITCHES if f"\n{name} = " in nbformat.read(path, as_version=4).cells[1].source]
+    assert "use_drive" in given
+    for name in given:
+        with pytest.raises(ValueError, match=f"^{name}='no': expected True or False"):
+            run_cells(path.relative_to(NOTEBOOKS).with_suffix(""), tmp_path, {name: "no"})
+    assert not list(tmp_path.rglob("*.pt"))

@@ -8,10 +8,15 @@ LABELS = range(10)
 RANGES = {"steps": (1, 10**7), "batch_size": (1, 10**5), "latent_dim": (1, 128), "n_samples": (1, 10**9),
           "n_per_class": (2, 10**5), "seed": (0, 2**63 - 1), "learning_rate": (1e-12, 1e3), "weight_decay": (0.0, 1e3),
           "dropout": (0.0, 0.99), "lam": (0.0, 1e12), "gamma": (0.0, 1e12)}
+SWITCHES = "overwrite", "use_drive", "full"  # True or False
 
 
 def check_parameters(**parameters):
-    """Raises ValueError, naming the parameter, for what is no number of Python's own, or lies outside its range."""
+    """Raises ValueError, naming the parameter, for what is no number of Python's own, or lies outside its range, and for a
+    switch that is not True or False: "no" would be taken for yes."""
+    for name in SWITCHES:
+        if not isinstance(parameters.get(name, False), bool):
+            raise ValueError(f"{name}={parameters[name]!r}: expected True or False.")
     for name in parameters.keys() & RANGES.keys():
         value, (least, most) = parameters[name], RANGES[name]
         whole = isinstance(least, int)

@@ -34,6 +34,7 @@ class Workspace:
     """
 
     def __init__(self, folder="auto", use_drive=True, dataset="MNIST"):
+        check_parameters(use_drive=use_drive)
         if folder == "auto":
             folder = os.environ.get("AMNESIA_WORKSPACE") or REPOSITORY
             mine = DRIVE / "MyDrive"
@@ -103,7 +104,7 @@ class Stage:
     def __init__(self, workspace, name, settings, inputs=(), overwrite=False):
         self.current = settings if callable(settings) else lambda: settings
         self.settings = self.current()
-        check_parameters(**self.settings)
+        check_parameters(overwrite=overwrite, **self.settings)
         for source in inputs:
             check_dataset(source, self.settings.get("dataset"))
         self.path, self.overwrite, self.save_seconds = workspace.checkpoints / name, overwrite, workspace.save_seconds
