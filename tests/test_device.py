@@ -20,6 +20,21 @@ def test_a_gpu_that_is_there_and_fails_is_said_and_the_cpu_is_taken(monkeypatch,
             pick_device("cuda")
 
 
+def test_torch_is_put_back_to_its_own_defaults():
+    """Whatever a startup file chose: the notebooks make float32 tensors on the CPU and take gradients."""
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    torch.set_grad_enabled(False)
+    try:
+        pick_device("cpu")
+        assert torch.get_default_dtype() == torch.float32 and torch.zeros(1).device == torch.device("cpu")
+        assert torch.is_grad_enabled()
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+        torch.set_grad_enabled(True)
+
+
 def test_a_device_by_name_or_as_torch_has_it(capsys):
     assert pick_device("cpu") == pick_device(torch.device("cpu")) == torch.device("cpu")
     for unusable in ("abacus", torch.device("meta")):

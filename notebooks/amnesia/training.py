@@ -16,8 +16,12 @@ class Diverged(RuntimeError):
 def pick_device(device="auto"):
     """The torch.device for the parameter `device`, a name or a torch.device: "auto" is a GPU if there is one that works.
 
-    Raises ValueError if a device that was asked for is absent or cannot be used.
+    From here on torch makes float32 on the CPU and keeps gradients, its own defaults, whatever a startup file chose: the
+    same settings then give the same files. Raises ValueError if a device that was asked for is absent or cannot be used.
     """
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+    torch.set_grad_enabled(True)
     if device != "auto":
         try:
             return tried(device)
