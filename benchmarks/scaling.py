@@ -140,6 +140,7 @@ def draw(result):
 
 
 def main(repeats=3):
+    sys.path.append(str(REPOSITORY / "tools"))
     from release import fill
 
     from amnesia.storage.files import versions
@@ -153,7 +154,7 @@ def main(repeats=3):
     RESULT.write_text(json.dumps(result, indent=1))
     result = json.loads(RESULT.read_text())
     PICTURE.write_bytes(draw(result))
-    fill(REPOSITORY / "benchmarks" / "README.md", "scaling", table(result), "scaling")
+    fill(REPOSITORY / "benchmarks" / "README.md", "scaling", table(result))
 
 
 if __name__ == "__main__":

@@ -359,6 +359,7 @@ def main():
     options = parser.parse_args()
     if options.one:
         return one(*options.one)
+    sys.path.append(str(REPOSITORY / "tools"))
     from release import fill
 
     from amnesia.storage.files import versions
@@ -368,7 +369,7 @@ def main():
     if not options.quick:
         results = json.loads(RESULT.read_text()) | {machine(): result}
         RESULT.write_text(json.dumps(results, indent=1))
-        fill(PAGE, "side by side", tables(results), "side_by_side")
+        fill(PAGE, "side by side", tables(results))
     print(table(result))
 
 

@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import textwrap
 import time
-import warnings
 
 import imageio.v3 as imageio
 import nbformat
@@ -19,7 +18,6 @@ import psutil
 import pytest
 import torch
 from conftest import REPOSITORY
-from release import helper_digest
 
 from amnesia import CVAE
 
@@ -224,24 +222,6 @@ def test_the_text_of_a_picture_is_the_code_s(path):
             patterns = ["".join(re.escape(part.value) if isinstance(part, ast.Constant) else ".*" for part in alt)
                         for alt in parts]
             assert all(any(re.fullmatch(pattern, alt) for pattern in patterns) for alt in shown), (shown, patterns)
-
-
-def test_the_five_are_one_run_and_say_if_the_helper_has_changed_since():
-    """A change is a warning and no failure: an edited comment must not ask for a new run."""
-    ran = {path.stem: nbformat.read(path, as_version=4).metadata.get("helper") for path in ALL}
-    assert len({ran[path.stem] for path in NOTEBOOKS}) == 1
-    if old := [stem for stem, digest in ran.items() if digest != helper_digest()]:
-        warnings.warn(f"Executed with a notebooks/amnesia other than this one: {', '.join(old)}. Their outputs may be out "
-                      "of date: tools/release.py and release_studies.py run them anew.", stacklevel=1)
-
-
-def test_the_digest_of_the_helper_is_of_every_file_in_it(tmp_path):
-    digests = {helper_digest(tmp_path)}
-    for name in ("a.py", "b.py", "a.py"):
-        with (tmp_path / name).open("a") as file:
-            file.write("# a word\n")
-        digests.add(helper_digest(tmp_path))
-    assert len(digests) == 4
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)

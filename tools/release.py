@@ -2,20 +2,25 @@
 
 Runs the five notebooks as committed, in order; saves them executed, in place; copies what 3 to 5 made of the released
 model to checkpoints/released and figures/released; forgets each other digit as well, of which it keeps the evaluation;
-writes the pages' tables from these files, play.html and the drawing. The judge is not retrained.
+writes the pages' tables from these files, play.html and the drawing, and what was installed to pip-freeze.txt, since the
+files are the same byte for byte only with that. The judge is not retrained.
 
 python tools/release.py pages writes the pages only: the tables, and, once pyproject.toml says where the repository
 is, Colab's badges and the notebooks' REPO_URL.
 python tools/release.py train releases the newly trained model too; the studies have to be run anew then.
 python tools/release.py FashionMNIST does the same with another data set, its judge trained on the way, and keeps the
 evaluations and the figures only, in folders of that name.
+
+Each way ends with an error if a notebook's outputs are not those of its code as it is now.
 """
 
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -37,21 +42,42 @@ NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("0*.ipynb"))
 FRONT, HOW_TO, STUDIED = (REPOSITORY / folder / "README.md" for folder in ("", "notebooks", "notebooks/studies"))
 
 
-def helper_digest(folder=REPOSITORY / "notebooks" / "amnesia"):
-    """SHA-256 of the helper's sources, which an executed notebook records: the outputs are those of this helper."""
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))).hexdigest()
+def code_digest(path):
+    """SHA-256 of what makes a notebook's outputs: its cells of code, with any REPO_URL, and the sources of the helper; for a
+    study, those of the studies' package too. An executed notebook records it."""
+    notebook = nbformat.reads(addressed(path.read_text(), ""), as_version=4)
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    packages = [path.parent / "amnesia"]
+    if path.parent.name == "studies":
+        packages = [path.parents[1] / "amnesia", path.parent / "amnesia_studies"]
+    sources = [file.read_text() for package in packages for file in sorted(package.rglob("*.py"))]
+    return hashlib.sha256("\0".join([*cells, *sources]).encode()).hexdigest()
+
+
+def check_outputs():
+    """Ends with an error that names the notebooks whose outputs are not those of their code as it is now."""
+    if old := [path.stem for path in sorted((REPOSITORY / "notebooks").rglob("[0-9]*_*.ipynb"))
+               if nbformat.read(path, as_version=4).metadata.get("code") != code_digest(path)]:
+        sys.exit(f"Older than their code are the outputs of {', '.join(old)}. tools/release.py runs the five anew, "
+                 "tools/release_studies.py the studies.")
+
+
+def installed():
+    """What pip says is installed here, as a file of requirements."""
+    pip = subprocess.run([sys.executable, "-m", "pip", "freeze"], capture_output=True, text=True, check=True)
+    return f"# Python {platform.python_version()}\n{pip.stdout}"
 
 
 def execute(path, workspace):
     """Runs a notebook in place and returns the seconds it took, its kernel's start included."""
     os.environ["AMNESIA_WORKSPACE"] = str(workspace)
-    notebook, start = nbformat.read(path, as_version=4), time.perf_counter()
+    notebook, digest, start = nbformat.read(path, as_version=4), code_digest(path), time.perf_counter()
     NotebookClient(notebook, resources={"metadata": {"path": path.parent}}).execute()
     seconds = time.perf_counter() - start
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # time stamps, which would make every run a change
         CoalesceStreamsPreprocessor().preprocess_cell(cell, {}, 0)  # progress as it ends up on a screen, in one line
-    notebook.metadata["helper"] = helper_digest()
+    notebook.metadata["code"] = digest
     nbformat.write(notebook, path)
     print(f"{path.name}: {seconds:.0f} s")
     return seconds
@@ -119,9 +145,9 @@ def read(name):
     return json.loads((REPOSITORY / "checkpoints" / "released" / name).read_text())
 
 
-def fill(page, marker, table, script="release"):
+def fill(page, marker, table):
     """Writes a table between the markers of a markdown page."""
-    begin, end = f"<!-- {marker}: written by benchmarks/{script}.py -->", f"<!-- end of {marker} -->"
+    begin, end = re.search(rf"<!-- {marker}: .* -->", page.read_text())[0], f"<!-- end of {marker} -->"
     head, rest = page.read_text().split(begin)
     page.write_text(f"{head}{begin}\n{table}\n{end}{rest.split(end)[1]}")
 
@@ -163,6 +189,7 @@ def release(train):
     versions = json.loads((workspace / "checkpoints" / "evaluation-0.json").read_text())["versions"]
     times = json.dumps({"seconds": seconds, "versions": versions}, indent=1)
     (REPOSITORY / "checkpoints" / "released" / "times.json").write_text(times)
+    (REPOSITORY / "checkpoints" / "released" / "pip-freeze.txt").write_text(installed())
     for digit in range(1, 10):
         run(workspace, NOTEBOOKS[2:], forget=[digit])
         name = f"evaluation-{digit}.json"
@@ -197,3 +224,4 @@ if __name__ == "__main__":
     elif sys.argv[1:] != ["pages"]:
         release_other(sys.argv[1])
     fill_pages()
+    check_outputs()

@@ -4,7 +4,8 @@ Runs the study notebooks at full size in WORKSPACE, from the released checkpoint
 stopped goes on where it was), study 10 from a model of clothes that notebooks 1 and 2 make there; copies the logs to
 checkpoints/released; executes the notebooks as committed, in place; and writes the studies' page's table from the logs.
 springs-5000.jsonl is springs.jsonl of a machine without a network, where the five notebooks and study 10, with full = True
-and dataset = "MNIST", ran in one workspace.
+and dataset = "MNIST", ran in one workspace. Ends with an error if a notebook's outputs are not those of its code as it is
+now.
 """
 
 import os
@@ -14,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 import papermill
-from release import NOTEBOOKS, REPOSITORY, STUDIED, execute, fill, run
+from release import NOTEBOOKS, REPOSITORY, STUDIED, check_outputs, execute, fill, run
 
 from amnesia_studies.experiment import released, released_grey
 from amnesia_studies.methods import METHODS
@@ -42,7 +43,7 @@ def summary_table(records, attacks):
 
 def fill_page():
     """Writes the table of the released logs into the studies' page."""
-    fill(STUDIED, "studies", summary_table(released("studies"), released("attacks")), "release_studies")
+    fill(STUDIED, "studies", summary_table(released("studies"), released("attacks")))
 
 
 if __name__ == "__main__":
@@ -60,3 +61,4 @@ if __name__ == "__main__":
     for path in STUDIES:
         execute(path, workspace)
     fill_page()
+    check_outputs()
