@@ -3,7 +3,7 @@
 import torch
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
-from amnesia import CVAE, negative_elbo_terms, one_hot
+from amnesia import CVAE, edits, negative_elbo_terms, one_hot
 
 
 def test_elbo_terms_are_the_definition(cvae):
@@ -41,3 +41,27 @@ def test_generate_is_the_bernoulli_mean(cvae):
     z, labels = torch.randn(5, 4), torch.tensor([0, 3, 3, 9, 1])
     torch.testing.assert_close(cvae.generate(labels, z), torch.sigmoid(cvae.decode(z, one_hot(labels))))
     assert not cvae.generate(labels).requires_grad
+
+
+def test_an_edited_model_is_told_from_the_helper_s_and_takes_no_random_numbers():
+    class Smooth(CVAE):
+        def __init__(self, *widths):
+            super().__init__(*widths)
+            self.decoder[1] = torch.nn.GELU()
+
+    class Clamped(CVAE):
+        def encode(self, x, y):
+            mean, log_var = super().encode(x, y)
+            return mean, log_var.clamp(-6, 2)
+
+    class Narrow(CVAE):
+        config = {"width": 5}
+
+    models = [cls(*widths) for cls, widths in ((CVAE, ()), (CVAE, (2,)), (CVAE, (8, (64, 32))), (Smooth, ()), (Clamped, ()),
+                                               (Narrow, (8, (5,))))]
+    before = torch.get_rng_state()
+    same, small, widths, *edited = map(edits, models)
+    assert torch.equal(before, torch.get_rng_state())
+    assert (same, small, widths) == ({}, {}, {"hidden": [64, 32]})
+    assert all(found.keys() == {"edited"} for found in edited) and len({str(found) for found in edited}) == 3
+    assert edits(Smooth()) == edited[0]                                 # whatever the weights

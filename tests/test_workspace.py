@@ -107,6 +107,20 @@ def test_what_was_changed_since_the_stage_was_set_up_is_refused_by_name(store):
     assert not stage.done()
 
 
+def test_an_edited_model_is_another_run_s_and_no_other_notebook_builds_it(store, cvae, capsys):
+    """Edited after the helper's own was trained: it is trained anew, the old file is kept, and only 01 can go on with it."""
+    stage = Stage(store, "cvae.pt", {"seed": 0})
+    stage.save(state=cvae.state_dict(), config=cvae.config, metrics={})
+    edited = {"edited": [1.5, 2.25]}
+    assert stage.done() and not stage.done(edited) and stage.done()
+    assert not stage.done(edited)
+    stage.save(state=cvae.state_dict(), config=cvae.config, metrics={})
+    assert "kept as" in capsys.readouterr().out and len(list(store.checkpoints.glob("cvae.*.pt"))) == 1
+    assert stage.done(edited) and stage.load().settings == {"seed": 0, **edited} and not stage.done()
+    with pytest.raises(WorkspaceError, match="edited in 01_train_cvae.*amnesia/models.py"):
+        store.load("cvae.pt").build(CVAE, "cpu")
+
+
 def test_another_runs_file_is_not_loaded_as_ones_own(store):
     """As when another tab has forgotten the same digit with other settings meanwhile."""
     stage = Stage(store, "cvae.pt", SETTINGS)

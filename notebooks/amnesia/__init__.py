@@ -1,17 +1,28 @@
 """The machinery behind the five notebooks, a room a file; what they use is imported here."""
 
 from .data import Digits, class_names, grow, load_digits, one_hot
-from .evaluation import ask, elbo, entropy, grey_reference, load_judge, model_metrics, reference_metrics, train_judge
+from .evaluation import (
+    ask,
+    elbo,
+    entropy,
+    frechet,
+    grey_reference,
+    kept_change,
+    load_judge,
+    model_metrics,
+    reference_metrics,
+    train_judge,
+)
 from .figures import few_greys, gif, name_classes, png, show, show_tile, tile
 from .fisher import diagonal_fisher, squared_gradients
-from .models import CVAE, Classifier, bernoulli_nll, negative_elbo_terms
+from .models import CVAE, Classifier, bernoulli_nll, edits, negative_elbo_terms
 from .panel import check, panel, play
 from .storage.parameters import check_parameters, check_surrogate, forget_set, forgotten_in
 from .storage.workspace import Stage, Workspace
 from .training import fit, pick_device, progress
 
 __all__ = ["CVAE", "Classifier", "Digits", "Stage", "Workspace", "ask", "bernoulli_nll", "check", "check_parameters",
-           "check_surrogate", "class_names", "diagonal_fisher", "elbo", "entropy", "few_greys", "fit", "forget_set",
-           "forgotten_in", "gif", "grey_reference", "grow", "load_digits", "load_judge", "model_metrics", "name_classes",
-           "negative_elbo_terms", "one_hot", "panel", "pick_device", "play", "png", "progress", "reference_metrics", "show",
-           "show_tile", "squared_gradients", "tile", "train_judge"]
+           "check_surrogate", "class_names", "diagonal_fisher", "edits", "elbo", "entropy", "few_greys", "fit",
+           "forget_set", "forgotten_in", "frechet", "gif", "grey_reference", "grow", "kept_change", "load_digits",
+           "load_judge", "model_metrics", "name_classes", "negative_elbo_terms", "one_hot", "panel", "pick_device", "play",
+           "png", "progress", "reference_metrics", "show", "show_tile", "squared_gradients", "tile", "train_judge"]

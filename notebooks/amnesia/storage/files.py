@@ -161,7 +161,14 @@ class Saved:
             raise AttributeError(f"{vars(self).get('path')} holds no {key!r}") from None
 
     def build(self, cls, device):
-        """The object that was saved: cls(**config) with its state, on `device`, in eval mode."""
+        """The object that was saved: cls(**config) with its state, on `device`, in eval mode.
+
+        Raises WorkspaceError for a model that cls does not rebuild, one that was edited in notebook 01 among them.
+        """
+        if "edited" in self.settings:
+            raise WorkspaceError(f"{self.path} holds a CVAE that was edited in 01_train_cvae.ipynb, and only that notebook "
+                                 "can rebuild it. To go on with it, make the same change in notebooks/amnesia/models.py and "
+                                 "run that notebook again; to go on without it, move the file away.")
         try:
             built = cls(**self.config)
             built.load_state_dict(self.state)

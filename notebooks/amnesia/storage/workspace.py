@@ -103,7 +103,7 @@ class Stage:
 
     def __init__(self, workspace, name, settings, inputs=(), overwrite=False):
         self.current = settings if callable(settings) else lambda: settings
-        self.settings = self.current()
+        self.set_up = self.settings = self.current()
         check_parameters(overwrite=overwrite, **self.settings)
         for source in inputs:
             check_dataset(source, self.settings.get("dataset"))
@@ -113,20 +113,24 @@ class Stage:
         self.saved_at, self.unsaved = time.monotonic(), None
         if is_there(self.path):
             if found := self._changes(Saved(self.path)):
-                print(f"{self.path} is another run's, and will be kept beside the new one: {', '.join(found)}")
+                print(f"{self.path} is another run's, and would be kept beside a new one: {', '.join(found)}")
             elif not overwrite:
                 print(f"Already done with these settings: {self.path} (overwrite=True does it again)")
 
-    def done(self):
-        """Does the workspace hold this stage's file, made with these settings and inputs, and `overwrite` is off?"""
+    def done(self, edits=None):
+        """Does the workspace hold this stage's file, made with these settings and inputs, and `overwrite` is off?
+
+        edits: settings that are known only now, as what a reader has edited in the model; recorded with the others.
+        """
         self._check_unchanged()
+        self.settings = {**self.set_up, **(edits or {})}
         if self.unsaved:                                     # trained, and then the disk was full or the drive gone
             self.save(**self.unsaved)
             return True
         return not self.overwrite and is_there(self.path) and not self._changes(Saved(self.path))
 
     def _check_unchanged(self):
-        if found := changes(self.settings, self.current()):
+        if found := changes(self.set_up, self.current()):
             raise WorkspaceError(f"{', '.join(found)}: changed since {self.path.name} was set up. Run the cell that begins "
                                  "with “# This stage” again, and then those below it.")
 
@@ -155,11 +159,11 @@ class Stage:
         """The finished stage's file, as Saved. Raises WorkspaceError unless it is there and of these settings and inputs."""
         self._check_unchanged()
         if not is_there(self.path):
-            raise WorkspaceError(f"{self.path} is not made yet: run the cell with “if not stage.done()” first.")
+            raise WorkspaceError(f"{self.path} is not made yet: run the cell with “if not stage.done” first.")
         saved = Saved(self.path)
         if found := self._changes(saved):
             raise WorkspaceError(f"{self.path} is by now another run's: {', '.join(found)}. Run the cell with “if not "
-                                 "stage.done()” again to make this one.")
+                                 "stage.done” again to make this one.")
         return saved
 
     @property
