@@ -16,6 +16,7 @@ from amnesia import (
     elbo,
     entropy,
     evaluation,
+    kept_change,
     model_metrics,
     negative_elbo_terms,
     reference_metrics,
@@ -48,10 +49,45 @@ def test_mean_interval():
 
 def test_probability_and_entropy():
     p = torch.tensor([[1.0] + [0.0] * 9, [0.1] * 10])
-    figures = forgetting_metrics(p, [0, 3])
+    figures = forgetting_metrics(p, [0, 3], torch.zeros(2, 784, dtype=torch.uint8))
     assert figures["forgotten_probability"][0] == pytest.approx(0.55)
     assert figures["entropy"][0] == pytest.approx(math.log(10) / 2)
     assert entropy(p).tolist() == pytest.approx([0, math.log(10)])
+
+
+def test_share_and_contrast():
+    """Asked for 0, 3 and 3, judged 0, 8 and 3; half of the first image's pixels are white, a sixteenth of the second's."""
+    p = torch.eye(10)[[0, 8, 3]] * 0.9 + 0.01
+    images = torch.zeros(3, 784, dtype=torch.uint8)
+    images[0, :392] = images[1, :49] = 255
+    figures = forgetting_metrics(p, [0, 3, 3], images.view(3, 28, 28))
+    assert figures["forgotten_share"] == wilson_interval(2, 3)
+    assert figures["forgotten_contrast"][0] == pytest.approx(255 * (1 / 2 + math.sqrt(1 / 16 * 15 / 16) + 0) / 3)
+
+
+def test_the_change_of_the_elbo_is_paired():
+    """A model whose bound of every image is a nat lower: no spread is left, however much the images differ."""
+    class Constant(torch.nn.Module):
+        latent_dim = 2
+
+        def __init__(self, offset):
+            super().__init__()
+            self.offset = offset
+
+        def encode(self, x, y):
+            return torch.zeros(2, len(x), 2)
+
+        def decode(self, z, y):
+            return torch.cat([torch.full((len(z), 1), self.offset), torch.zeros(len(z), 783)], 1)
+
+    images = torch.randint(256, (60, 784), dtype=torch.uint8)
+    images[:, 0] = 0                                                    # a black pixel costs log(1 + e^offset)
+    test = Digits(images, torch.arange(60) % 10)
+    change = kept_change(Constant(0.0), Constant(3.0), test, [1, 2])
+    assert change["kept_elbo"] == pytest.approx(math.log(2) - math.log1p(math.exp(3)), abs=1e-3)
+    low, high = change["interval95"]["kept_elbo"]
+    assert low <= change["kept_elbo"] <= high and high - low < 1e-3
+    assert mean_interval(elbo(Constant(0.0), test.only([1, 2])))[1][0] == pytest.approx(-784 * math.log(2), rel=1e-3)
 
 
 class Oracle(torch.nn.Module):
@@ -78,7 +114,8 @@ def test_blocks_of_a_known_case(cvae):
     block = model_metrics(Oracle(), samples, cvae, test, [0], list(range(1, 10)))
     confusion = torch.tensor(block["confusion"])
     assert (confusion.sum(1) == 20).all() and confusion[0, 8] == 20 and confusion[4, 5] == 2
-    assert block["forgotten_probability"] == pytest.approx(0, abs=1e-6)
+    assert block["forgotten_probability"] == pytest.approx(0, abs=1e-6) and block["forgotten_share"] == 0
+    assert block["forgotten_contrast"] == pytest.approx(samples[0].flatten(1).double().numpy().std(1).mean())
     assert block["kept_accuracy"] == pytest.approx(178 / 180)
     assert block["kept_accuracy_worst"] == pytest.approx(0.9)
     for name, (low, high) in block["interval95"].items():
@@ -100,6 +137,8 @@ def test_reference_of_a_known_case():
     assert reference["real"]["forgotten_probability"] == pytest.approx(1, abs=1e-6)
     assert reference["real"]["kept_accuracy"] == 1
     assert reference["grey"]["forgotten_probability"] == pytest.approx(0, abs=1e-6)  # a first pixel of 128 reads as 9
+    assert reference["grey"]["forgotten_contrast"] == reference["grey"]["forgotten_share"] == 0
+    assert reference["real"]["forgotten_share"] == 1 and 70 < reference["noise"]["forgotten_contrast"] < 77
     assert reference["kept_frechet_floor"] == pytest.approx(0, abs=1e-3)
 
 

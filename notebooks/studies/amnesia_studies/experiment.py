@@ -65,7 +65,8 @@ class Experiment:
 
     def grey(self, forgotten):
         """What the judge says of flat grey: (P of these labels, H)."""
-        return grey_reference(self.judge, forgotten)
+        grey = grey_reference(self.judge, forgotten)
+        return grey["forgotten_probability"], grey["entropy"]
 
     def task(self, forget, seed=0, scale=1.0):
         """What a method is given to forget these labels. The model is a copy: a method that trains it spoils nothing."""
