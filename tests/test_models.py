@@ -55,7 +55,9 @@ def test_an_edited_model_is_told_from_the_helper_s_and_takes_no_random_numbers()
             return mean, log_var.clamp(-6, 2)
 
     class Narrow(CVAE):
-        config = {"width": 5}
+        @property
+        def config(self):
+            return {"width": 5}
 
     models = [cls(*widths) for cls, widths in ((CVAE, ()), (CVAE, (2,)), (CVAE, (8, (64, 32))), (Smooth, ()), (Clamped, ()),
                                                (Narrow, (8, (5,))))]

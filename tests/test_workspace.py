@@ -117,7 +117,7 @@ def test_an_edited_model_is_another_run_s_and_no_other_notebook_builds_it(store,
     stage.save(state=cvae.state_dict(), config=cvae.config, metrics={})
     assert "kept as" in capsys.readouterr().out and len(list(store.checkpoints.glob("cvae.*.pt"))) == 1
     assert stage.done(edited) and stage.load().settings == {"seed": 0, **edited} and not stage.done()
-    with pytest.raises(WorkspaceError, match="edited in 01_train_cvae.*amnesia/models.py"):
+    with pytest.raises(WorkspaceError, match=r"edited in 01_train_cvae.*amnesia/models\.py"):
         store.load("cvae.pt").build(CVAE, "cpu")
 
 
