@@ -5,8 +5,11 @@ training waits for the card; then times the stages beside the reference recipe, 
 writes gpu.json, with the card's name.
 """
 
+import contextlib
+import io
 import json
 import os
+import sys
 import tempfile
 import warnings
 
@@ -17,7 +20,7 @@ from amnesia import CVAE, Stage, Workspace, diagonal_fisher, fit, load_digits, n
 from amnesia.storage.files import versions
 
 RESULT = side_by_side.REPOSITORY / "benchmarks" / "gpu.json"
-STAGES = {stage: pair for stage, pair in side_by_side.STAGES.items() if stage != "arithmetic"} | {
+STAGES = {stage: pair for stage, pair in side_by_side.STAGES.items() if stage not in ("04 + 05", "arithmetic")} | {
     "all five": (None, side_by_side.ours_all)}
 
 
@@ -25,18 +28,23 @@ class CutOff(Exception):
     """What ends a run here in the place of a lost machine."""
 
 
-def train(digits, steps, stage=None, cut=False):
-    """The weights, losses and pictures of a training on the digits' device; `cut` off 20 steps after it was first saved."""
+class Dying(Stage):
+    """A stage whose machine is lost as soon as it has saved its progress."""
+
+    due = True
+
+    def save_progress(self, *run):
+        super().save_progress(*run)
+        raise CutOff
+
+
+def train(digits, steps, stage=None):
+    """The weights, losses and pictures of a training on the digits' device."""
     torch.manual_seed(0)
     device = digits.images.device
-    cvae, left = CVAE().to(device), 20
-    labels, z = torch.arange(10, device=device), torch.randn(10, 8, device=device)
+    cvae, labels, z = CVAE().to(device), torch.arange(10, device=device), torch.randn(10, 8, device=device)
 
     def loss():
-        nonlocal left
-        left -= cut and stage.unfinished.exists()
-        if not left:
-            raise CutOff
         reconstruction, kl = negative_elbo_terms(cvae, *digits.batch(128))
         return {"reconstruction": reconstruction.mean(), "kl": kl.mean()}
 
@@ -45,29 +53,24 @@ def train(digits, steps, stage=None, cut=False):
     return [*cvae.parameters(), *history["terms"].values(), history["frames"]]
 
 
-def fisher(digits, stage=None, cut=False):
-    """The Fisher information of an untrained model on the digits' device; `cut` off after three of ten batches."""
-    def batches(every):
-        yield from every[:3] if cut else every
-        if cut:
-            raise CutOff
-
+def fisher(digits, stage=None):
+    """The Fisher information of an untrained model on the digits' device."""
     torch.manual_seed(0)
     cvae = CVAE().to(digits.images.device)
-    return list(diagonal_fisher(cvae, 5000, progress=batches, stage=stage).values())
+    return list(diagonal_fisher(cvae, 5000, stage=stage).values())
 
 
-def resumed(work, stage, *arguments):
+def resumed(work, store, *arguments):
     """{"repeated", "resumed"}: whether work(*arguments) gives the same again, and when it is cut off and resumed."""
     def same(values):
         return all(torch.equal(a, b) for a, b in zip(whole, values, strict=True))
 
-    whole, stage.save_seconds = work(*arguments), 0
+    whole, name = work(*arguments), f"{work.__name__}.pt"
     repeated = same(work(*arguments))
     try:
-        work(*arguments, stage=stage, cut=True)
+        work(*arguments, stage=Dying(store, name, {}))
     except CutOff:
-        return {"repeated": repeated, "resumed": same(work(*arguments, stage=stage))}
+        return {"repeated": repeated, "resumed": same(work(*arguments, stage=Stage(store, name, {})))}
     raise RuntimeError("The run ended before it was saved for the first time: give it more steps.")
 
 
@@ -87,14 +90,21 @@ def checks(digits, steps):
     """What is looked at besides the clock, on the digits' device: {"training": …, "Fisher information": …, "waits": …}."""
     with tempfile.TemporaryDirectory() as folder:
         store = Workspace(folder)
-        found = {"training": resumed(train, Stage(store, "cvae.pt", {}), digits, steps),
-                 "Fisher information": resumed(fisher, Stage(store, "fim-cvae.pt", {}), digits)}
+        found = {"training": resumed(train, store, digits, steps), "Fisher information": resumed(fisher, store, digits)}
     return found | ({"waits": {n: waits(train, digits, n) for n in (600, 1200)}} if digits.images.is_cuda else {})
+
+
+def measure(work, argument):
+    """One run, with the peak of the card's memory, and in this process: the peak of the host's is no question here."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.redirect_stdout(io.StringIO()):
+        return side_by_side.counted(work, argument)
 
 
 def measured(digits, steps, parts, repeats):
     """The content of gpu.json, from this many steps of the checks and these parts of the reference's stages."""
-    return {"checks": checks(digits, steps), "stages": side_by_side.compare(STAGES, parts, repeats),
+    return {"checks": checks(digits, steps), "stages": side_by_side.compare(STAGES, parts, repeats, measure),
             "versions": versions() | {"cuda": torch.version.cuda}}
 
 
@@ -112,17 +122,17 @@ def table(result):
                       f"{of['hardware']}, torch {of['torch']}, CUDA {of['cuda']}; median (min to max) of n runs."])
 
 
-def main():
+def main(repeats=3):
     try:
         device = pick_device("cuda")
     except ValueError:
         raise SystemExit("Nothing was measured, because torch finds no CUDA card here that works: run this where there is "
                          "one, as in a Colab GPU runtime.") from None
     folder = os.environ.setdefault("AMNESIA_DATA", str(side_by_side.REPOSITORY / "data"))
-    result = measured(load_digits("MNIST", folder, device)[0], 12_500, (400, 2000, 150, None, None), 3)
+    result = measured(load_digits("MNIST", folder, device)[0], 12_500, (400, 2000, 150, None), repeats)
     RESULT.write_text(json.dumps(result, indent=1))
     print(f"\n{table(result)}\n\nWritten: {RESULT}")
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(int, sys.argv[1:]))

@@ -33,7 +33,7 @@ def machine():
     """The processor's name, and whether `quick_products` rounds to bfloat16 there, which 01 is the faster for."""
     import torch
 
-    from amnesia.training import quick_products
+    from amnesia.processor import quick_products
 
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
@@ -163,25 +163,29 @@ def reference_forget(part):
 def notebook(number, workspace, **parameters):
     """Runs the cells of a notebook in this process; returns their names' values and the seconds of each cell."""
     import matplotlib
-    import nbformat
 
     matplotlib.use("Agg")
     namespace, seconds = {}, {}
     path = next((REPOSITORY / "notebooks").glob(f"{number}_*.ipynb"))
-    for cell in nbformat.read(path, as_version=4).cells:
-        if cell.cell_type != "code" or cell.source.startswith("# Setup"):
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] != "code" or source.startswith("# Setup"):
             continue
         begin = time.perf_counter()
-        exec(cell.source, namespace)
+        exec(source, namespace)
         sync()
-        seconds[cell.source] = time.perf_counter() - begin
-        if "parameters" in cell.metadata.get("tags", []):
+        seconds[source] = time.perf_counter() - begin
+        if "parameters" in cell["metadata"].get("tags", []):
             namespace.update(workspace=str(workspace), **parameters)
     return namespace, seconds
 
 
 def memory():
-    """This process's peak so far, in MB."""
+    """This process's peak so far, in MB: on the card, if there is one."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -224,7 +228,7 @@ def ours_all(workspace):
     begin = time.perf_counter()
     for number in ("01", "02", "03", "04", "05"):
         notebook(number, workspace)
-    return {"seconds": time.perf_counter() - begin, "measured": "all five at their defaults, imports and pictures included"}
+    return {"seconds": time.perf_counter() - begin, "measured": "all five at their defaults, pictures included"}
 
 
 def ours_arithmetic(_):
@@ -232,7 +236,8 @@ def ours_arithmetic(_):
     import torch
 
     from amnesia import CVAE, Digits, negative_elbo_terms
-    from amnesia.training import optimizer_for, quick_products
+    from amnesia.processor import quick_products
+    from amnesia.training import optimizer_for
 
     cvae, rounds = CVAE().to(device()), 300
     train = Digits(torch.randint(256, (60_000, 784), dtype=torch.uint8), torch.randint(10, (60_000,))).to(device())
@@ -293,11 +298,17 @@ def measure(function, argument):
 def one(name, argument):
     """The child's side of measure()."""
     with open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):
-        result = WORK[name](int(argument) if argument.isdigit() else Path(argument))
-    print(json.dumps({"memory_mb": memory()} | result))
+        result = counted(WORK[name], int(argument) if argument.isdigit() else Path(argument))
+    print(json.dumps(result))
 
 
-def compare(stages, parts, repeats):
+def counted(work, argument):
+    """work(argument)'s result, with the peak of the memory."""
+    result = work(argument)
+    return {"memory_mb": memory()} | result
+
+
+def compare(stages, parts, repeats, measure=measure):
     """{stage: {"reference": runs, "ours": runs}}: the two sides in turn, the reference over this part of its steps."""
     compared = {}
     for (stage, (reference, ours)), part in zip(stages.items(), parts, strict=True):

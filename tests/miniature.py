@@ -52,7 +52,7 @@ def train(stage):
         reconstruction, kl = negative_elbo_terms(cvae, *DIGITS.batch(32))
         return {"reconstruction": reconstruction.mean(), "kl": kl.mean()}
 
-    history = fit(cvae, loss, steps=20, learning_rate=1e-3, data=DIGITS, stage=stage, moments=5,
+    history = fit(cvae, loss, steps=20, learning_rate=1e-3, data=DIGITS, stage=stage, snapshot_steps=5,
                   snapshot=lambda: {"frames": cvae.generate(torch.arange(10), torch.ones(10, 4))})
     stage.save(state=cvae.state_dict(), config=cvae.config, metrics=history)
 

@@ -25,6 +25,7 @@ REFUSALS = {name: OSError(getattr(errno, name), os.strerror(getattr(errno, name)
 UMASK = os.umask(0)
 os.umask(UMASK)
 every_refusal = pytest.mark.parametrize("error", REFUSALS.values(), ids=REFUSALS)
+CPU, PARTS = torch.device("cpu"), {"state": {"w": torch.ones(1)}}
 CONTENT = {"settings": {"steps": 3}, "lineage": {}, "state": {"w": torch.arange(5.0)}, "config": {}, "metrics": {}}
 
 
@@ -96,10 +97,10 @@ def test_torch_out_of_memory_is_not_called_damage(path, refuse):
 @every_refusal
 def test_an_unfinished_run_that_cannot_be_read_is_kept(tmp_path, refuse, error):
     stage = Stage(Workspace(tmp_path), "cvae.pt", {"steps": 3})
-    stage.save_progress(state={"w": torch.ones(1)}, step=7)
+    stage.save_progress(PARTS, 7, CPU)
     refuse(Path, "read_bytes", error)
     with pytest.raises(Unreadable, match=r"cvae\.unfinished\.pt"):
-        stage.resume(lambda saved: saved)
+        stage.resume(PARTS, CPU)
     assert stage.unfinished.exists()
 
 
@@ -204,17 +205,17 @@ def test_what_cut_off_writes_left_is_swept_after_a_day(tmp_path):
 @every_refusal
 def test_a_failed_save_of_progress_is_a_warning(tmp_path, refuse, capsys, error):
     stage = Stage(Workspace(tmp_path), "cvae.pt", {"steps": 3})
-    stage.save_progress(state={"w": torch.ones(1)}, step=7)
+    stage.save_progress(PARTS, 7, CPU)
     calls = refuse(os, "replace", error, times=4)
-    stage.save_progress(state={"w": torch.ones(1)}, step=8)
-    assert "goes on" in capsys.readouterr().out and stage.resume(lambda saved: saved).step == 7 and len(calls) == 4
-    stage.save_progress(state={"w": torch.ones(1)}, step=9)
-    assert stage.resume(lambda saved: saved).step == 9
+    stage.save_progress(PARTS, 8, CPU)
+    assert "goes on" in capsys.readouterr().out and stage.resume(PARTS, CPU) == 7 and len(calls) == 4
+    stage.save_progress(PARTS, 9, CPU)
+    assert stage.resume(PARTS, CPU) == 9
 
 
 def test_a_finished_save_stands_though_its_progress_cannot_be_deleted(tmp_path, refuse):
     stage = Stage(Workspace(tmp_path), "cvae.pt", {"steps": 3})
-    stage.save_progress(state={"w": torch.ones(1)})
+    stage.save_progress(PARTS, 7, CPU)
     refuse(Path, "unlink", REFUSALS["EACCES"])
     stage.save(state={"w": torch.ones(1)}, config={}, metrics={})
     assert Stage(Workspace(tmp_path), "cvae.pt", {"steps": 3}).done()

@@ -11,7 +11,8 @@ import side_by_side
 import torch
 
 import amnesia
-from amnesia import Digits, fisher, training
+from amnesia import Digits, training
+from amnesia.storage import workspace
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_")  # matplotlib's, of tensors
 WORK = "training", "Fisher information"
@@ -31,14 +32,12 @@ def few(digits, monkeypatch):
             (amnesia, "png", lambda figure: plt.close(figure) or b""), (amnesia, "gif", lambda *_, **options: b""),
             (side_by_side, "notebook", notebook),
             (side_by_side, "loader", lambda: [(small[0].images[:256].view(-1, 1, 28, 28) / 255, small[0].labels[:256])]),
-            (side_by_side, "measure", lambda work, argument: {"memory_mb": 1.0} | work(argument)),
             (side_by_side, "device", lambda: "cpu"), (training.time, "perf_counter", lambda: next(ticks))):
         monkeypatch.setattr(owner, name, value)
     return small[0]
 
 
-def test_all_of_it_in_miniature(few, monkeypatch):
-    monkeypatch.delitem(gpu.STAGES, "04 + 05")  # which are among all five
+def test_all_of_it_in_miniature(few):
     result = json.loads(json.dumps(gpu.measured(few, 30, (2, 2, 2, None), repeats=1)))
     assert result["checks"] == {work: {"repeated": True, "resumed": True} for work in WORK}
     table = gpu.table(result)
@@ -48,8 +47,7 @@ def test_all_of_it_in_miniature(few, monkeypatch):
 
 def test_a_run_that_resumes_to_other_values_is_found(few, monkeypatch):
     """As on a card whose random state is not put back."""
-    for room in (training, fisher):
-        monkeypatch.setattr(room, "set_rng_state", lambda state, device: torch.manual_seed(1))
+    monkeypatch.setattr(workspace, "set_rng_state", lambda state, device: torch.manual_seed(1))
     checks, versions = gpu.checks(few, 30), gpu.versions() | {"cuda": None}
     assert checks == {work: {"repeated": True, "resumed": False} for work in WORK}
     assert "OTHER values when cut off" in gpu.table({"checks": checks, "stages": {}, "versions": versions})

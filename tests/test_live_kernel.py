@@ -242,9 +242,9 @@ def test_the_first_value_of_each_edit_is_the_default(stem):
 
 CUT = """
 _save_progress = _workspace.Stage.save_progress
-def _cut(stage, **content):
+def _cut(stage, *content):
     _workspace.Stage.save_progress = _save_progress
-    _save_progress(stage, **content)
+    _save_progress(stage, *content)
     raise KeyboardInterrupt
 _workspace.Stage.save_progress = _cut
 """

@@ -93,7 +93,7 @@ def test_03_forgets_the_digit_only(series):
     assert (after[1:] - before[1:]).abs().mean() < 25
     assert history["terms"]["forget"][-1] < 700 and (history["terms"]["protect"] >= 0).all()
     P, H = history["P"], history["H"]                                   # as the judge saw it, at the same moments
-    assert P.shape == H.shape == history["moments"].shape
+    assert P.shape == H.shape == history["snapshot_steps"].shape
     assert P[-1] < 0.5 * P[0] and H[-1] > H[0]
     assert sum(picture.startswith(b"GIF8") for picture in pictures(series[1]["03"])) == 1
     assert len(pictures(series[1]["03"])) == 6

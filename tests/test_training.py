@@ -6,6 +6,7 @@ import torch
 from amnesia import CVAE, Digits, Stage, Workspace, fit, negative_elbo_terms
 from amnesia import training as training_module
 from amnesia.storage.disk import WorkspaceError
+from amnesia.storage.files import Saved
 from amnesia.training import Diverged, optimizer_for
 
 SETTINGS = {"steps": 60, "seed": 0}
@@ -33,7 +34,7 @@ def run(digits, stage=None, die_at=None, schedule="one-cycle", rate=1e-3):
         return {"frames": cvae.generate(torch.arange(20) % 10, shown)}
 
     history = fit(cvae, loss, steps=60, learning_rate=rate, schedule=schedule, data=train, snapshot=snapshot,
-                  moments=10, stage=stage)
+                  snapshot_steps=10, stage=stage)
     return cvae.state_dict(), history
 
 
@@ -70,7 +71,7 @@ def test_a_killed_run_resumes_bit_for_bit(digits, tmp_path, every_step, die_at, 
     resumed = run(digits, Stage(store, "cvae.pt", SETTINGS), schedule=schedule)
     for a, b in zip(whole, resumed, strict=True):
         assert_identical(a, b)
-    assert len(resumed[1]["frames"]) == len(resumed[1]["moments"]) == 10
+    assert len(resumed[1]["frames"]) == len(resumed[1]["snapshot_steps"]) == 10
 
 
 def test_changed_settings_do_not_resume(digits, tmp_path, every_step, capsys):
@@ -94,7 +95,7 @@ def test_a_damaged_unfinished_run_starts_anew(digits, tmp_path, every_step, caps
 
 def test_progress_that_does_not_fit_is_set_aside_and_the_next_try_starts_anew(digits, tmp_path, every_step):
     stage = Stage(Workspace(tmp_path), "cvae.pt", SETTINGS)
-    stage.save_progress(state={"nothing": torch.zeros(1)}, step=7)             # as an older version might have written
+    stage.save_progress({"state": {"nothing": torch.zeros(1)}}, 7, torch.device("cpu"))  # as by an older version
     with pytest.raises(WorkspaceError, match=r"set aside as cvae\.unusable\.pt.*starts anew"):
         run(digits, stage)
     assert_identical(run(digits, stage)[1], run(digits)[1])
@@ -126,8 +127,8 @@ def test_divergence_names_step_and_term_and_keeps_the_last_good_state(digits, tm
 
     with pytest.raises(Diverged, match=r"step 9: kl = nan"):
         fit(model, loss, steps=60, learning_rate=1e-3, stage=stage)
-    saved = stage.resume(lambda saved: saved)
-    assert saved.step == 8 and all(value.isfinite().all() for value in saved.state.values())
+    saved = Saved(stage.unfinished)
+    assert saved.done == 8 and all(value.isfinite().all() for value in saved.state.values())
 
 
 def test_a_loss_that_runs_away_is_divergence(digits):
@@ -154,6 +155,6 @@ def test_saving_progress_takes_little_of_the_time(tmp_path):
     durations = []
     for _ in range(5):
         start = training_module.time.perf_counter()
-        stage.save_progress(state=cvae.state_dict(), optimizer=optimizer.state_dict())
+        stage.save_progress({"state": cvae, "optimizer": optimizer}, 1, torch.device("cpu"))
         durations.append(training_module.time.perf_counter() - start)
     assert sorted(durations)[2] < 0.02 * stage.save_seconds

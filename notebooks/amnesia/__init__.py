@@ -17,9 +17,10 @@ from .figures import few_greys, gif, name_classes, png, show, show_tile, tile
 from .fisher import diagonal_fisher, squared_gradients
 from .models import CVAE, Classifier, bernoulli_nll, edits, negative_elbo_terms
 from .panel import check, panel, play
+from .processor import pick_device
 from .storage.parameters import check_parameters, check_surrogate, forget_set, forgotten_in
 from .storage.workspace import Stage, Workspace
-from .training import fit, pick_device, progress
+from .training import fit, progress
 
 __all__ = ["CVAE", "Classifier", "Digits", "Stage", "Workspace", "ask", "bernoulli_nll", "check", "check_parameters",
            "check_surrogate", "class_names", "diagonal_fisher", "edits", "elbo", "entropy", "few_greys", "fit",

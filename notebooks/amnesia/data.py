@@ -46,7 +46,7 @@ class Digits:
         return self.images[index].float() / 255, one_hot(self.labels[index])
 
     def batch(self, size):
-        """The next `size` examples in an endless shuffle: each example once an epoch, and a new order every epoch."""
+        """The next `size` examples in an endless shuffle: each at most once an epoch, and a new order every epoch."""
         if self.order is None or self.position + size > len(self):
             self.order, self.position = torch.randperm(len(self), device=self.images.device), 0
         index = self.order[self.position:self.position + size]

@@ -5,7 +5,6 @@ from torch import nn
 
 from .data import CLASSES, one_hot
 from .models import negative_elbo_terms
-from .training import rng_state, set_rng_state
 
 
 def squared_gradients(cvae, x, y, noise):
@@ -51,20 +50,15 @@ def diagonal_fisher(cvae, n_samples, batch_size=500, progress=iter, labels=None,
     choices = torch.arange(CLASSES, device=device) if labels is None else labels
     total = {name: torch.zeros_like(p) for name, p in cvae.named_parameters()}
 
-    def restore(saved):
-        for name, value in total.items():
-            value.copy_(saved.state[name])
-        set_rng_state(saved.rng, device)
-        print(f"Going on from sample {saved.samples:,} of {n_samples:,}, saved in {stage.unfinished}")
-        return saved.samples
-
-    done = stage.resume(restore) or 0 if stage else 0
-    for start in progress(range(done, n_samples, batch_size)):
-        c = choices[torch.randint(len(choices), (min(batch_size, n_samples - start),), device=device)]
+    start = stage.resume({"state": total}, device) if stage else 0
+    if start:
+        print(f"Going on from sample {start:,} of {n_samples:,}, saved in {stage.unfinished}")
+    for done in progress(range(start, n_samples, batch_size)):
+        c = choices[torch.randint(len(choices), (min(batch_size, n_samples - done),), device=device)]
         x = cvae.generate(c)
         noise = torch.randn(len(c), cvae.latent_dim, device=device)
         for name, squares in squared_gradients(cvae, x, one_hot(c), noise).items():
             total[name] += squares
-        if stage and stage.due and start + batch_size < n_samples:
-            stage.save_progress(state=total, samples=start + batch_size, rng=rng_state(device))
+        if stage and stage.due and done + batch_size < n_samples:
+            stage.save_progress({"state": total}, done + batch_size, device)
     return {name: value / n_samples for name, value in total.items()}

@@ -36,11 +36,11 @@ class CVAE(nn.Module):
 
     def encode(self, x, y):
         """Mean and log-variance of q(z|x,c), each (B, latent_dim), for images (B, 784) and one-hot labels (B, 10)."""
-        return self.encoder(torch.cat([x, y], 1)).chunk(2, 1)
+        return self.encoder(torch.cat([x, y], 1)).to(x.dtype).chunk(2, 1)
 
     def decode(self, z, y):
         """Pixel logits (B, 784) for latents (B, latent_dim) and one-hot labels (B, 10)."""
-        return self.decoder(torch.cat([z, y], 1))
+        return self.decoder(torch.cat([z, y], 1)).to(z.dtype)
 
     @torch.no_grad()
     def generate(self, labels, z=None):
@@ -121,4 +121,4 @@ class Classifier(nn.Module):
         self.head = nn.Sequential(nn.Dropout(0.5), nn.Linear(128, CLASSES))
 
     def forward(self, x):
-        return self.head(self.features(x))
+        return self.head(self.features(x)).to(x.dtype)

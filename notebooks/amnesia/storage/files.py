@@ -8,14 +8,15 @@ from), metrics, versions. An evaluation is the same as JSON.
 import hashlib
 import io
 import json
-import os
 import pickle
 import platform
 import sys
 import zipfile
 
+import numpy
 import torch
 
+from ..processor import hardware
 from .disk import ABSENT, WorkspaceError, reason, retry, unreadable, unwritten, write_atomic
 
 FORMAT = 1
@@ -45,9 +46,8 @@ def remedy(name):
 
 def versions():
     """Versions and hardware, for the record in every file."""
-    cpu = f"{os.cpu_count()}-core {platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()})"
-    hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
-    return {"python": platform.python_version(), "torch": str(torch.__version__), "hardware": hardware}
+    return {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": numpy.__version__,
+            "hardware": hardware()}
 
 
 def checksum(content):
@@ -152,6 +152,8 @@ class Saved:
         if self.content["name"] != self.name:
             raise WorkspaceError(f"{path} holds what was saved as {self.content['name']}. Delete or rename it. "
                                  f"{remedy(self.name)}")
+        if "moments" in self.content.get("metrics", {}):    # what snapshot_steps was called before November 2026
+            self.metrics["snapshot_steps"] = self.metrics.pop("moments")
 
     def __getattr__(self, key):
         """An entry. Python asks here only for what is no attribute, so no entry can pass for the path or the digest."""

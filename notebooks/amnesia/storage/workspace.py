@@ -7,6 +7,9 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import torch
+
+from ..processor import rng_state, set_rng_state
 from .disk import Unreadable, WorkspaceError, is_there, read_whole, retry, write_atomic
 from .files import Saved, remedy, save
 from .parameters import check_dataset, check_parameters
@@ -171,34 +174,46 @@ class Stage:
         """Is it time to save progress again?"""
         return time.monotonic() - self.saved_at > self.save_seconds
 
-    def save_progress(self, **content):
-        """Saves an unfinished run, for resume. A save that fails is a warning: the next one may succeed."""
+    def save_progress(self, parts, done, device):
+        """Saves an unfinished run after so many steps, for resume. A save that fails is a warning: the next one may succeed.
+
+        parts: what the run consists of, each by its name: a dict, or anything with state_dict and load_state_dict.
+        """
+        states = {name: part if isinstance(part, dict) else part.state_dict() for name, part in parts.items()}
         try:
-            self._write(self.unfinished, content)
+            self._write(self.unfinished, {**states, "done": done, "rng": rng_state(device)})
         except WorkspaceError as error:
             print(f"Progress was not saved, and training goes on: {error}")
         self.saved_at = time.monotonic()
 
-    def resume(self, restore):
-        """Has restore(saved) go on from what save_progress last saved for this very run; returns its answer, or None.
+    def resume(self, parts, device):
+        """Puts these parts, and the random state of `device`, back to where save_progress last saved this very run.
 
-        Raises Unreadable for a file that could not be read (nothing says that it is lost), and WorkspaceError if restore
-        fails, with the file set aside, so that the next try starts anew.
+        Returns how many steps are done: 0 for a fresh start. Raises Unreadable for a file that could not be read (nothing
+        says that it is lost), and WorkspaceError if it does not fit, with the file set aside, so that the next try starts
+        anew.
         """
         if not is_there(self.unfinished):
-            return None
+            return 0
         try:
             saved = Saved(self.unfinished)
         except Unreadable:
             raise
         except WorkspaceError as error:
             print(f"The unfinished run is lost, starting anew: {error}")
-            return None
+            return 0
         if found := self._changes(saved):
             print(f"{saved.path} is another run's, and will not be continued: {', '.join(found)}")
-            return None
+            return 0
         try:
-            return restore(saved)
+            for name, part in parts.items():
+                state = saved.content[name]
+                if isinstance(part, dict):
+                    part.update({key: x.to(device) if isinstance(x, torch.Tensor) else x for key, x in state.items()})
+                else:
+                    part.load_state_dict(state)
+            set_rng_state(saved.rng, device)
+            return saved.done
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             aside = self.path.with_name(f"{self.path.stem}.unusable.pt")
             retry(partial(self.unfinished.replace, aside))

@@ -11,9 +11,9 @@ import torch
 from amnesia.data import CLASSES, load_digits
 from amnesia.evaluation import ask, grey_reference, load_judge, of_labels
 from amnesia.models import CVAE, Classifier
+from amnesia.processor import pick_device
 from amnesia.storage.parameters import check_dataset, forget_set
 from amnesia.storage.workspace import REPOSITORY, Workspace
-from amnesia.training import pick_device
 
 from .methods import METHODS, Task
 from .sweep import Log, sweep

@@ -1,0 +1,117 @@
+"""What the processor can do, and is asked for: a device that works, threads, quick products, random states."""
+
+import os
+import platform
+from contextlib import contextmanager
+
+import torch
+from joblib import cpu_count
+
+used = torch.device("cpu")  # what pick_device last found, for the record in every file
+
+
+def pick_device(device="auto"):
+    """The torch.device for the parameter `device`, a name or a torch.device: "auto" is a GPU if there is one that works.
+
+    From here on torch makes float32 on the CPU and keeps gradients, its own defaults, whatever a startup file chose: the
+    same settings then give the same files. And it takes no more threads than this process may keep busy, unless
+    OMP_NUM_THREADS says how many: in a container it would take one for each core of the machine. Raises ValueError if a
+    device that was asked for is absent or cannot be used.
+    """
+    global used
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+    torch.set_grad_enabled(True)
+    used = found(device)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), cpu_count()))  # joblib's count knows quotas and affinity
+    return used
+
+
+def found(device):
+    """pick_device's answer."""
+    if device != "auto":
+        try:
+            return tried(device)
+        except Exception as error:  # torch raises RuntimeError, AssertionError or NotImplementedError, by backend
+            raise ValueError(f"device={device!r}: not available here ({error}). Use \"auto\" or \"cpu\".") from error
+    gpu = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return tried(gpu)
+    except Exception as error:  # a card that this torch is not built for, or a driver that does not fit
+        reason = str(error).partition("\n")[0]
+        print(f"The GPU here ({gpu}) cannot be used by torch {torch.__version__} ({reason}): going on with the CPU.")
+        return torch.device("cpu")
+
+
+def tried(device):
+    """A torch.device, after it has multiplied two matrices; whatever torch raises if it can't."""
+    ones = torch.ones(16, 16, device=device)
+    (ones @ ones).sum().item()  # .item() waits for the result, and so for the error of a kernel that could not run
+    return ones.device
+
+
+def hardware():
+    """What this process computes on, in words: the card, or the CPU with its units and the threads that torch takes."""
+    if used.type == "cuda":
+        return torch.cuda.get_device_name(used)
+    products = "bfloat16 products" if rounds_by_autocast() else torch.backends.cpu.get_cpu_capability()
+    threads = torch.get_num_threads()
+    cpu = f"{os.cpu_count()}-core {platform.machine()} CPU ({products}), {threads} thread{'' if threads == 1 else 's'}"
+    return cpu if used.type == "cpu" else f"{used.type.upper()} of a {cpu}"
+
+
+def rounds_by_autocast():
+    """Has the CPU units for bfloat16 that torch uses only where it is told to, by autocast?
+
+    That is AVX512-BF16 without AMX (AMD's Zen 4 and 5, Intel's Cooper Lake). With AMX, quick_products() is enough.
+    Before torch says what the CPU has (torch.cpu.get_capabilities), the answer is no.
+    """
+    units = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(units.get("avx512_bf16")) and not units.get("amx_bf16")
+
+
+@contextmanager
+def quick_products():
+    """Within it, float32 matrix products may round their inputs where torch does that by itself: to bfloat16 on a CPU with
+    AMX, to TF32 on an NVIDIA GPU. On other CPUs torch then takes its quicker float32 kernels. Sums stay float32.
+
+    The user's own setting is back afterwards. One that was made by torch's newer attributes (fp32_precision, from 2.9 on),
+    so that torch refuses to name it by the older ones, stays in force.
+    """
+    try:
+        before = torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32
+    except RuntimeError:
+        before = None
+    if before:
+        torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        if before:
+            torch.set_float32_matmul_precision(before[0])
+
+
+def bfloat16_products(device):
+    """Within it, models on `device` multiply in bfloat16 if that is a CPU which has to be told (rounds_by_autocast)."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=device.type == "cpu" and rounds_by_autocast())
+
+
+def rng_state(device):
+    """The states of the random number generators that a run on `device` draws from, for set_rng_state."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type in ("cuda", "mps", "xpu"):
+        state[device.type] = getattr(torch, device.type).get_rng_state(*which_card(device))
+    return state
+
+
+def set_rng_state(state, device):
+    """Puts the generators back to where rng_state(device) was taken; those of another kind of device stay as they are."""
+    torch.set_rng_state(state["cpu"])
+    if device.type in state and device.type != "cpu":
+        getattr(torch, device.type).set_rng_state(state[device.type], *which_card(device))
+
+
+def which_card(device):
+    """The arguments that say which of several cards is meant; of MPS there is but one."""
+    return () if device.type == "mps" else (device,)
