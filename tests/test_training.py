@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from conftest import REPOSITORY
 
 from amnesia import CVAE, Digits, Stage, Workspace, fit, negative_elbo_terms
 from amnesia import training as training_module
 from amnesia.storage.disk import WorkspaceError
-from amnesia.storage.files import Saved
+from amnesia.storage.files import Saved, save
 from amnesia.training import Diverged, optimizer_for
 
 SETTINGS = {"steps": 60, "seed": 0}
@@ -158,3 +159,11 @@ def test_saving_progress_takes_little_of_the_time(tmp_path):
         stage.save_progress({"state": cvae, "optimizer": optimizer}, 1, torch.device("cpu"))
         durations.append(training_module.time.perf_counter() - start)
     assert sorted(durations)[2] < 0.02 * stage.save_seconds
+
+
+def test_a_finished_file_of_before_snapshot_steps_had_their_name_goes_on_working(tmp_path):
+    """As the released cvae.pt, and a reader's own."""
+    content = {"settings": {}, "lineage": {}, "state": {}, "config": {}, "metrics": {"moments": torch.arange(3)}}
+    save(tmp_path / "cvae.pt", content)
+    for saved in (Saved(tmp_path / "cvae.pt"), Saved(REPOSITORY / "checkpoints" / "released" / "cvae.pt")):
+        assert saved.metrics["snapshot_steps"][0] == 0 and "moments" not in saved.metrics
