@@ -48,7 +48,7 @@ def train(digits, steps, stage=None):
         reconstruction, kl = negative_elbo_terms(cvae, *digits.batch(128))
         return {"reconstruction": reconstruction.mean(), "kl": kl.mean()}
 
-    history = fit(cvae, loss, steps=steps, learning_rate=3e-3, data=digits, stage=stage,
+    history = fit(cvae, loss, steps=steps, learning_rate=3e-3, data=digits, stage=stage, capture=True,
                   snapshot=lambda: {"frames": cvae.generate(labels, z)})
     return [*cvae.parameters(), *history["terms"].values(), history["frames"]]
 

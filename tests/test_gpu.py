@@ -69,3 +69,11 @@ def test_without_a_card_it_says_so(monkeypatch):
     monkeypatch.setattr(gpu, "pick_device", lambda device: (_ for _ in ()).throw(ValueError))
     with pytest.raises(SystemExit, match="no CUDA card here that works"):
         gpu.main()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
+@pytest.mark.parametrize("steps", [3, 4, 60])
+def test_on_a_card_a_captured_run_is_the_plain_one_to_the_bit(digits, monkeypatch, steps):
+    captured, train = gpu.train(digits[0].to("cuda"), steps), gpu.fit
+    monkeypatch.setattr(gpu, "fit", lambda *arguments, **options: train(*arguments, **{**options, "capture": False}))
+    assert all(torch.equal(a, b) for a, b in zip(captured, gpu.train(digits[0].to("cuda"), steps), strict=True))

@@ -47,15 +47,23 @@ class Digits:
 
     def batch(self, size):
         """The next `size` examples in an endless shuffle: each at most once an epoch, and a new order every epoch."""
-        if self.order is None or self.position + size > len(self):
+        if not (self.images.is_cuda and torch.cuda.is_current_stream_capturing()):  # a graph keeps the index's place only
+            self.size = size
+            self.advance()
+        return self[self.index]
+
+    def advance(self):
+        """Puts the next examples of the shuffle into the index that batch() takes, of as many as it last took."""
+        if self.order is None or self.position + self.size > len(self):
             self.order, self.position = torch.randperm(len(self), device=self.images.device), 0
-        index = self.order[self.position:self.position + size]
-        self.position += size
-        return self[index]
+        chosen = self.order[self.position:self.position + self.size]
+        same = self.index is not None and len(self.index) == len(chosen)
+        self.index = self.index.copy_(chosen) if same else chosen.clone()
+        self.position += self.size
 
     def restart(self):
         """Puts the shuffle back to its start, for a run that is to be the same as a first one."""
-        self.order, self.position = None, 0
+        self.order, self.position, self.index = None, 0, None
 
     def state_dict(self):
         """Where the shuffle stands, for a run that is to be resumed."""

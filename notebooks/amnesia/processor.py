@@ -1,4 +1,4 @@
-"""What the processor can do, and is asked for: a device that works, threads, quick products, random states."""
+"""What the processor can do, and is asked for: a device that works, threads, quick products, a step as one CUDA graph."""
 
 import os
 import platform
@@ -115,3 +115,37 @@ def set_rng_state(state, device):
 def which_card(device):
     """The arguments that say which of several cards is meant; of MPS there is but one."""
     return () if device.type == "mps" else (device,)
+
+
+class Captured:
+    """step() as one CUDA graph, a single launch instead of one for each kernel: called in its place, to the same values.
+
+    The first three calls are plain ones, in which libraries set themselves up; then the step is captured, and from there on
+    replayed. So step() must do the same on the card every time, with tensors at the same places. It may draw random numbers.
+    data: the Digits that it takes its one batch from, if any; their shuffle is Python's work and goes on outside the graph.
+    """
+
+    def __init__(self, step, data=None):
+        self.step, self.data, self.calls, self.graph = step, data, 0, None
+
+    def __call__(self):
+        self.calls += 1
+        if self.calls <= 3:
+            return self.aside()
+        if self.graph is None:
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.result = self.step()
+        if self.data:
+            self.data.advance()
+        self.graph.replay()
+        return self.result
+
+    def aside(self):
+        """A plain step, on a stream of its own, as torch.cuda.graph's page asks for."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            result = self.step()
+        torch.cuda.current_stream().wait_stream(stream)
+        return result

@@ -7,7 +7,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 from tqdm import tqdm
 
-from .processor import bfloat16_products, quick_products
+from .processor import Captured, bfloat16_products, quick_products
 
 
 class Diverged(RuntimeError):
@@ -39,7 +39,7 @@ def optimizer_for(model, steps, learning_rate, schedule, weight_decay=0.0):
 
 @quick_products()
 def fit(model, loss, *, steps, learning_rate, schedule="one-cycle", weight_decay=0.0, data=None, snapshot=None,
-        snapshot_steps=30, stage=None, title="fit"):
+        snapshot_steps=30, stage=None, title="fit", capture=False):
     """Minimises the sum of the terms that loss() returns, and leaves `model` in eval mode.
 
     loss: draws its own batch and returns a dict of named scalar terms, nats per image. It may add to the weights' gradients
@@ -47,6 +47,8 @@ def fit(model, loss, *, steps, learning_rate, schedule="one-cycle", weight_decay
     data: the Digits that loss() takes its batches from, if any, so that a resumed run takes the very next one.
     snapshot: returns a dict of tensors and draws nothing random; called at so many steps, denser at the start.
     stage: a Stage; the run saves its progress there now and then, and goes on from what is saved there.
+    capture: on a CUDA card, the step is replayed as one graph (processor.Captured): for a loss() that does the same every
+        time, since Python runs it four times only.
     Returns {"terms": {name: (steps,)}, "snapshot_steps": (n,), and what snapshot returned, stacked}, on the CPU.
     Raises Diverged, naming the step and the term; the last good state stays saved.
     """
@@ -61,6 +63,10 @@ def fit(model, loss, *, steps, learning_rate, schedule="one-cycle", weight_decay
     start = stage.resume(parts, device) if stage else 0
     if start:
         print(f"Going on from step {start:,} of {steps:,}, saved in {stage.unfinished}")
+    capture = capture and device.type == "cuda"
+    for group in optimizer.param_groups:  # a graph reads the rate from the card; the run may have begun on another device
+        rate = float(group["lr"])
+        group.update(capturable=capture, lr=torch.tensor(rate, device=device) if capture else rate)
 
     def step():
         optimizer.zero_grad()
@@ -69,6 +75,9 @@ def fit(model, loss, *, steps, learning_rate, schedule="one-cycle", weight_decay
         sum(terms.values()).backward()
         optimizer.step()
         return list(terms), torch.stack(list(terms.values())).detach()
+
+    if capture:
+        step = Captured(step, data)
 
     def take_snapshot():
         record["snapshots"].append({key: value.cpu() for key, value in snapshot().items()})

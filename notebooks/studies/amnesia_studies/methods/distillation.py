@@ -8,7 +8,7 @@ from amnesia.data import one_hot
 from amnesia.models import bernoulli_nll, negative_elbo_terms
 
 from .selective_amnesia import identity, noise_pairs
-from .task import penalty, some
+from .task import some, springs
 
 
 def divergence(original, cvae, asked, told, only=""):
@@ -39,7 +39,7 @@ def distilled(task, lam=0.3, batch_size=96, only="", extra=None):
     function which draws that term's batch and returns its value}.
     """
     cvae, original, device = deepcopy(task.cvae), task.cvae, task.kept.device
-    distance = penalty(cvae, original, task.fim)
+    protect = springs(cvae, original, task.fim, lam)
     torch.manual_seed(task.seed)
     more = {name: make(cvae) for name, make in (extra or {}).items()}
 
@@ -47,7 +47,7 @@ def distilled(task, lam=0.3, batch_size=96, only="", extra=None):
         c_f, c_r = some(task.forgotten, 24).repeat(2), some(task.kept, batch_size)
         forget = sum(negative_elbo_terms(cvae, noise_pairs(48, device), one_hot(c_f)))
         remember = divergence(original, cvae, c_r, c_r, only)
-        return {"forget": forget.mean(), "remember": remember.mean(), "protect": lam / 2 * distance(),
+        return {"forget": forget.mean(), "remember": remember.mean(), "protect": protect(),
                 **{name: term() for name, term in more.items()}}
 
     return task.minimise(cvae, loss)
@@ -58,7 +58,7 @@ def steered(task, lam=0.1, batch_size=96):
     the kept label that explains its drawings best, under the kept labels its answers to them, and springs all alike.
     """
     cvae, original = deepcopy(task.cvae), task.cvae
-    distance = penalty(cvae, original, identity(task))
+    protect = springs(cvae, original, identity(task), lam)
     torch.manual_seed(task.seed)
     nearest = torch.stack([nearest_kept(original, label, task.kept) for label in task.forgotten])
 
@@ -66,7 +66,7 @@ def steered(task, lam=0.1, batch_size=96):
         which, c_r = torch.randint(len(nearest), (48,), device=nearest.device), some(task.kept, batch_size)
         forget = divergence(original, cvae, nearest[which], task.forgotten[which])
         remember = divergence(original, cvae, c_r, c_r)
-        return {"forget": forget.mean(), "remember": remember.mean(), "protect": lam / 2 * distance()}
+        return {"forget": forget.mean(), "remember": remember.mean(), "protect": protect()}
 
     return task.minimise(cvae, loss)
 

@@ -7,7 +7,7 @@ import torch
 from amnesia.data import CLASSES, one_hot
 from amnesia.models import bernoulli_nll, negative_elbo_terms
 
-from .task import penalty, replay, some
+from .task import replay, some, springs
 
 
 def noise_pairs(n, device):
@@ -20,14 +20,14 @@ def selective_amnesia(task, lam=0.4, gamma=1.0, importance="fisher", posterior="
                       drawn=0.75):
     """Noise under the forgotten labels, replay of the kept ones, a spring on each weight (the paper's objective).
 
-    lam, gamma: weights of the penalty and of replay; with gamma = 0 nothing is replayed at all. importance: what takes
+    lam, gamma: weights of the springs and of replay; with gamma = 0 nothing is replayed at all. importance: what takes
     F's place, a key of IMPORTANCE. posterior: "prior" takes p(z) for q(z|x,c) in the surrogate's bound, which is optimal
     for noise that no z can tell. reach: the surrogate is learned not at the forgotten label's corner of the simplex only,
     but with a random share of up to `reach` of a kept label mixed in. drawn: see replay.
     """
     cvae, original, batch = deepcopy(task.cvae), task.cvae, task.batch_size
     n_forget, n_kept, device = 2 * max(1, batch // 16), batch if gamma else 0, task.kept.device
-    distance = penalty(cvae, original, IMPORTANCE[importance](task))
+    protect = springs(cvae, original, IMPORTANCE[importance](task), lam)
     torch.manual_seed(task.seed)
 
     def loss():
@@ -44,7 +44,7 @@ def selective_amnesia(task, lam=0.4, gamma=1.0, importance="fisher", posterior="
         else:
             nelbo = sum(negative_elbo_terms(cvae, x, y))                                 # (n_forget + n_kept,)
         remember = {"remember": gamma * nelbo[n_forget:].mean()} if n_kept else {}
-        return {"forget": nelbo[:n_forget].mean(), **remember, "protect": lam / 2 * distance()}
+        return {"forget": nelbo[:n_forget].mean(), **remember, "protect": protect()}
 
     return task.minimise(cvae, loss)
 

@@ -51,8 +51,20 @@ def replay(original, labels, drawn=0.75):
     return torch.cat([torch.bernoulli(mean[:drawn]), mean[drawn:]])
 
 
-def penalty(cvae, original, fim):
-    """A function that returns sum_i F_i (theta_i - theta*_i)^2: elastic weight consolidation without its lambda / 2."""
-    triples = [(fim[name].sqrt(), p, p_old.detach()) for (name, p), p_old in
+def springs(cvae, original, fim, lam):
+    """A function that returns lambda / 2 sum_i F_i (theta_i - theta*_i)^2, elastic weight consolidation, and writes its
+    gradient, lambda F_i (theta_i - theta*_i), into p.grad, where backward() adds that of the other terms.
+    """
+    triples = [(fim[name], p, p_old) for (name, p), p_old in
                zip(cvae.named_parameters(), original.parameters(), strict=True)]
-    return lambda: sum((root_f * (p - p_old)).square().sum() for root_f, p, p_old in triples)
+
+    @torch.no_grad()
+    def protect():
+        energy = 0.0
+        for f, p, p_old in triples:
+            change = p - p_old
+            p.grad = lam * f * change
+            energy += (p.grad * change).sum()
+        return energy / 2
+
+    return protect
