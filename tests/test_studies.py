@@ -8,17 +8,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import RELEASED, REPOSITORY
 from release import STUDIED
 from release_studies import STUDIES, released_grey, summary_table
 
-from amnesia import CVAE, Digits, evaluation, model_metrics
+from amnesia import CVAE, model_metrics
 from amnesia.storage.files import Saved
-from amnesia_studies import experiment as experiment_module
 from amnesia_studies import scoring
 from amnesia_studies.attacks import SEARCHES
 from amnesia_studies.compare import compare
-from amnesia_studies.experiment import Experiment, in_a_worker, released
+from amnesia_studies.experiment import Experiment, released
 from amnesia_studies.methods import METHODS, references
 from amnesia_studies.methods.selective_amnesia import IMPORTANCE, batch_mean_fisher
 from amnesia_studies.recovery import forget_and_recover, forget_and_search_label
@@ -26,21 +25,6 @@ from amnesia_studies.rows import ATTACKED, EVERY_METHOD, grid, plan
 from amnesia_studies.scoring import forget_and_score, forget_in_turn
 from amnesia_studies.sweep import images_from_text
 from amnesia_studies.tables import change, clustered, frame, markdown, metrics, partners, spread, summary
-
-RELEASED = REPOSITORY / "checkpoints" / "released"
-
-
-@pytest.fixture
-def small(tmp_path, digits, monkeypatch):
-    """An Experiment on the released files, with a few digits of every label, 20 samples a label and narrow resampling."""
-    picks = [torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:n]
-             for split, n in zip(digits, (3000, 300), strict=True)]
-    few = [Digits(split.images[pick], split.labels[pick], split.name) for split, pick in zip(digits, picks, strict=True)]
-    monkeypatch.setattr(experiment_module, "load_digits", lambda *_: few)
-    monkeypatch.setattr(scoring, "SAMPLES", 20)
-    monkeypatch.setattr(evaluation, "frechet_interval", partial(evaluation.frechet_interval, resamples=2))
-    in_a_worker.cache_clear()
-    return Experiment(tmp_path, device="cpu")
 
 
 def test_a_run_is_scored_as_notebook_05_does(small):
@@ -83,8 +67,8 @@ def test_recovering_says_all_there_is_to_say(small):
         assert 0 <= found["hits"] <= found["n"] and len(images_from_text(found["drawn"])) == 8
     scored = forget_and_score(small, "selective amnesia", [4], seed=1, scale=0.005)
     assert all(result[key] == scored[key] for key in ("forgotten_probability", "kept_elbo", "P"))
-    assert result["relearning"].keys() == {"10", "100"} and result["resurgence"]["kept_elbo"] != scored["kept_elbo"]
-    assert forget_and_recover(small, "original", [4], scale=0.005, restarts=10)["relearning"] == {"10": 0, "100": 0}
+    assert result["savings"].keys() == {"10", "100"} and result["resurgence"]["kept_elbo"] != scored["kept_elbo"]
+    assert forget_and_recover(small, "original", [4], scale=0.005, restarts=10)["savings"]["10"]["digit"] == 0
 
 
 def test_a_search_for_one_label_is_scored_by_the_second_judge(small):

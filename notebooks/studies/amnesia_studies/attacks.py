@@ -1,18 +1,15 @@
-"""Attacks on a model whose weights are frozen, or are trained a little: can the forgotten digit be had again?
+"""Attacks on a model whose weights are frozen: can the forgotten digit be had again?
 
 A search is guided by one judge, and what it finds must be scored by another. A share of successes means little by itself:
 the same attack on a model that never saw the digit is the control.
 """
-
-import itertools
-from copy import deepcopy
 
 import torch
 import torch.nn.functional as F
 
 from amnesia.data import CLASSES, one_hot
 from amnesia.evaluation import ask
-from amnesia.models import bernoulli_nll, negative_elbo_terms
+from amnesia.models import bernoulli_nll
 
 from .sweep import images_to_text
 
@@ -167,31 +164,3 @@ def attack_all(experiment, cvae, label, real, seed, scale, restarts):
         z = torch.randn(n, cvae.latent_dim, generator=generator).to(experiment.device)
         found[f"inversion from {k} images"] = draw(cvae, z, y.expand(n, -1))
     return {name: judged(experiment, images, label) for name, images in found.items()}
-
-
-def recognised(cvae, judge, label, z):
-    """The share of what the latents z (N, latent_dim) draw under `label` that the judge takes for it."""
-    images = draw(cvae, z, one_hot(torch.full((len(z),), label, device=z.device)))
-    return (ask(judge, images)[0].argmax(1) == label).float().mean().item()
-
-
-def relearn(cvae, judge, images, label, aim, limit=1000, learning_rate=1e-3, seed=0):
-    """Steps of Adam on the ELBO of a few real images (k, 784) of `label` until the model draws it again.
-
-    That is, until the judge recognises a share of at least `aim` among 200 samples, always from the same z; looked at
-    after every step at first, then every 5 %. 0 if the model draws the digit already; `limit` if it never does.
-    """
-    cvae = deepcopy(cvae).requires_grad_()
-    optimizer = torch.optim.Adam(cvae.parameters(), learning_rate)
-    z = torch.randn(200, cvae.latent_dim, generator=torch.Generator().manual_seed(seed)).to(images.device)
-    y = one_hot(torch.full((len(images),), label, device=images.device))
-    torch.manual_seed(seed)
-    look = 0
-    for step in itertools.count():
-        if step == look:
-            if recognised(cvae, judge, label, z) >= aim or step >= limit:
-                return step
-            look = min(limit, step + max(1, step // 20))
-        optimizer.zero_grad()
-        sum(negative_elbo_terms(cvae, images, y)).mean().backward()
-        optimizer.step()

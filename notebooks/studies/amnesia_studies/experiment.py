@@ -25,7 +25,8 @@ class Experiment:
     """The trained CVAE, its Fisher information, the judges and the digits, and what may be done with them again and again.
 
     A run is a function of an Experiment and of settings that JSON can hold: forget_and_score, forget_in_turn (scoring.py),
-    forget_and_recover (recovery.py). Raises WorkspaceError for files that are missing or do not belong together.
+    forget_and_recover, forget_apart (recovery.py). Raises WorkspaceError for files that are missing or do not belong
+    together.
     """
 
     def __init__(self, workspace="auto", dataset="MNIST", device="auto", model="cvae", use_drive=True):

@@ -67,6 +67,19 @@ def score(experiment, cvae, forget, seed=0):
             "H": entropy(probabilities).mean(1).tolist()}
 
 
+def look_at(experiment, cvae, n=500):
+    """What the judge says of n samples of each label: {"P", "H", "share", "contrast"}, a list of ten each: mean probability
+    of the label, mean entropy, share whose most likely label it is, mean sd of a picture's pixels in grey levels."""
+    z = torch.randn(CLASSES * n, cvae.latent_dim, generator=torch.Generator().manual_seed(0)).to(experiment.device)
+    labels = torch.arange(CLASSES).repeat_interleave(n)
+    samples = (cvae.generate(labels.to(experiment.device), z) * 255).round().byte()
+    probabilities = ask(experiment.judge, samples)[0]
+    values = {"P": probabilities.gather(1, labels[:, None]), "H": entropy(probabilities),
+              "share": (probabilities.argmax(1) == labels).float(),
+              "contrast": samples.float().std(1, correction=0).cpu()}
+    return {name: value.view(CLASSES, n).mean(1).tolist() for name, value in values.items()}
+
+
 def precision_recall(samples, real, k=3):
     """(precision, recall) of features (N, D) against real ones (M, D): the share of each set that lies within the other's
     k-nearest-neighbour balls (Kynkaanniemi et al. 2019). Low recall is mode collapse, low precision is unreal samples."""

@@ -14,6 +14,17 @@ AGAINST_GREY = ["P − grey", "H / grey"]
 SHARES = ["forgetting accuracy", "kept accuracy", "worst kept digit", "leakage"]  # whose changes are told in points
 
 
+def relearning_metrics(result, forget=None, grey=None):
+    """{heading: value} of a run of forget_and_relearn, from its result: steps for the digit, mean steps for mirror images,
+    and "savings", the first over the second. (The labels and their grey have no part in it.)"""
+    values = {}
+    for k, steps in result["savings"].items():
+        mirrored = np.mean(list(steps["mirrored"].values()))
+        values |= {f"steps, k = {k}": steps["digit"], f"mirrored, k = {k}": mirrored,
+                   f"savings, k = {k}": steps["digit"] / mirrored}
+    return values
+
+
 def metrics(result, forget, grey):
     """{heading: value} of one run, from its result: whatever a table may show. A new metric goes here.
 
@@ -38,17 +49,20 @@ def metrics(result, forget, grey):
         for attack, found in result["attacks"].items():
             values |= {attack: found["hits"] / found["n"], f"{attack}, hits": found["hits"], f"{attack}, n": found["n"]}
         values["searches"] = np.mean([values[attack] for attack in SEARCHES])
-        values |= {f"steps, k = {k}": steps for k, steps in result["relearning"].items()}
+        values |= {f"steps, k = {k}": steps for k, steps in result.get("relearning", {}).items()}
         after = metrics(result["resurgence"], forget, grey)
         values |= {f"{name}, fine-tuned": value for name, value in after.items()}
+    if "savings" in result:
+        values |= relearning_metrics(result)
     return values
 
 
-def frame(records, rows, grey=lambda forget: (np.nan, np.nan), names=("",)):
-    """A line per finished run of {row: settings of its runs}, in its order: all that metrics() says of it.
+def frame(records, rows, grey=lambda forget: (np.nan, np.nan), names=("",), of=metrics):
+    """A line per finished run of {row: settings of its runs}, in its order: all that `of` says of it.
 
     grey: a function of labels that returns (P, H), for the columns against grey; names: headings of the row's name, or of
-    its parts if it is a tuple. The index is the row, the labels and the seed. Raises ValueError if there is no such run.
+    its parts if it is a tuple; of: a function of a result, its labels and their grey. The index is the row, the labels and
+    the seed. Raises ValueError if there is no such run.
     """
     found = {key(record["settings"]): record["result"] for record in records}
     index, lines = [], []
@@ -58,7 +72,7 @@ def frame(records, rows, grey=lambda forget: (np.nan, np.nan), names=("",)):
             if "diverged" not in result:
                 forget = settings["forget"]
                 index.append((*(row if isinstance(row, tuple) else (row,)), ", ".join(map(str, forget)), settings["seed"]))
-                lines.append(metrics(result, forget, grey(forget)))
+                lines.append(of(result, forget, grey(forget)))
     if not lines:
         raise ValueError(f"There is no finished run of {', '.join(map(str, rows))} among {len(records)} records: do these "
                          "runs first, as a study does with full = True.")

@@ -8,12 +8,13 @@ from typing import NamedTuple
 
 from .adversarial import adversarial
 from .ascent import naive, neggrad
-from .distillation import distilled, steered
+from .distillation import distilled, steered, undo
 from .editing import dampening, label_edit
+from .margin import margin
 from .projection import surgery
 from .references import oracle, retrain
 from .relabelling import feature, random_label, saliency
-from .selective_amnesia import selective_amnesia
+from .selective_amnesia import as_published, selective_amnesia
 from .task import Task
 
 __all__ = ["METHODS", "Task", "adversarial", "distilled", "selective_amnesia"]
@@ -34,8 +35,11 @@ class Method(NamedTuple):
 METHODS = {
     "original": Method(original, ""),
     "selective amnesia": Method(selective_amnesia, "none"),
+    "as published": Method(as_published, "none"),
     "distilled amnesia": Method(distilled, "none"),
     "adversarial amnesia": Method(adversarial, "none"),
+    "with a margin": Method(margin, "none"),
+    "distilled anew": Method(undo, "none"),
     "naive": Method(naive, "none"),
     "NegGrad+": Method(neggrad, "all"),
     "gradient surgery": Method(surgery, "none"),

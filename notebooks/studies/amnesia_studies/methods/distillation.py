@@ -5,8 +5,9 @@ from copy import deepcopy
 import torch
 
 from amnesia.data import one_hot
-from amnesia.models import bernoulli_nll, negative_elbo_terms
+from amnesia.models import CVAE, bernoulli_nll, negative_elbo_terms
 
+from ..weights import mixed
 from .selective_amnesia import identity, noise_pairs
 from .task import some, springs
 
@@ -69,6 +70,25 @@ def steered(task, lam=0.1, batch_size=96):
         return {"forget": forget.mean(), "remember": remember.mean(), "protect": protect()}
 
     return task.minimise(cvae, loss)
+
+
+def undo(task, noise=1.0, steps=8000):
+    """Distilled amnesia, and then a second network that learns to answer as the amnesiac one does under every label.
+
+    noise: the share of a new initialisation in the weights that the second network starts from, the rest being the amnesiac
+    model's. (UNDO, Lee et al. 2025: what only the weights held does not pass to another network.) In batches as large and
+    at the rate of notebook 01.
+    """
+    teacher = distilled(task)
+    torch.manual_seed(task.seed)
+    fresh = CVAE(**teacher.config).to(task.kept.device)
+    student, labels = mixed(fresh, [teacher], [1 - noise]), torch.cat([task.forgotten, task.kept])
+
+    def loss():
+        c = some(labels, task.recipe["batch_size"])
+        return {"remember": divergence(teacher, student, c, c).mean()}
+
+    return task.minimise(student, loss, steps=steps, learning_rate=task.recipe["learning_rate"])
 
 
 @torch.no_grad()

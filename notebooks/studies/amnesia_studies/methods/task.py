@@ -30,10 +30,11 @@ class Task:
     batch_size: int = 384
     learning_rate: float = 5e-3
     steps: int = 1600
+    schedule: str = "one-cycle"
 
     def minimise(self, cvae, loss, **choices):
         """Trains `cvae` on loss() as notebook 03 does, or by other `choices` for fit(), and returns it."""
-        choices = {"steps": self.steps, "learning_rate": self.learning_rate, **choices}
+        choices = {"steps": self.steps, "learning_rate": self.learning_rate, "schedule": self.schedule, **choices}
         choices["steps"] = max(1, round(self.scale * choices["steps"]))
         fit(cvae, loss, **choices)
         return cvae
