@@ -6,7 +6,6 @@ in README.md here.
 """
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,8 @@ def cvae(width=1):
 
 
 def peak():
+    import resource  # which Windows has not
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

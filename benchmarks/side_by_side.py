@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -182,6 +181,8 @@ def notebook(number, workspace, **parameters):
 
 def memory():
     """This process's peak so far, in MB: on the card, if there is one."""
+    import resource  # which Windows has not
+
     import torch
 
     if torch.cuda.is_available():

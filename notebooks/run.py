@@ -146,6 +146,7 @@ def main(argv):
     if argv[:1] == ["lab"]:
         return call(set_up("requirements.txt"), "-m", "jupyterlab", ROOT / "notebooks", *argv[1:])
     if argv[:1] == ["test"]:
+        os.environ["PYTHONUTF8"] = "1"  # Windows would read the pages in another encoding
         workers = "-n", "logical", "--maxprocesses", "4", "--dist", "loadfile"
         return call(set_up("requirements-dev.txt"), "-m", "pytest", *workers, *argv[1:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

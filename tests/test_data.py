@@ -1,7 +1,6 @@
 """Where the digits come from: disk, a (local stand-in for the) download, the offline fallback; and what is refused."""
 
 import errno
-import fcntl
 import functools
 import gzip
 import hashlib
@@ -193,7 +192,7 @@ def test_a_refused_lock_costs_no_digits(mirror, tmp_path, monkeypatch, name):
     def refuse(*arguments):
         raise OSError(getattr(errno, name), "no locks here")
     for function in ("flock", "lockf"):
-        monkeypatch.setattr(fcntl, function, refuse)
+        monkeypatch.setattr(pytest.importorskip("fcntl"), function, refuse)
     assert len(load_digits("MNIST", tmp_path)[0]) == 20
 
 

@@ -250,7 +250,7 @@ def started(tmp_path):
         return psutil.Popen([sys.executable, "-c", outer], env={**os.environ, "PYTHONPATH": str(REPOSITORY / "notebooks")},
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
                             # a shell's background job, as these tests may be, hands down that Ctrl-C is ignored
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+                            preexec_fn=None if os.name == "nt" else lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
     return start
 
@@ -267,6 +267,7 @@ def test_the_exit_status_says_how_it_went(started, tmp_path, source, status, pri
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no signal for a group of processes")
 def test_ctrl_c_ends_the_kernel_too_and_says_how_to_go_on(started):
     process = started("import time\nprint('at work', flush=True)\ntime.sleep(600)")
     while process.stdout.readline() != "at work\n":

@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import resource
 import signal
 import zipfile
 from pathlib import Path
@@ -211,6 +210,7 @@ def test_a_full_disk_leaves_the_old_file_whole(store):
     """RLIMIT_FSIZE makes every write past 100 kB fail, like a disk that is full."""
     saved = save(store, "cvae.pt")
     before = saved.path.read_bytes()
+    resource = pytest.importorskip("resource")
     limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
