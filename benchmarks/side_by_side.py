@@ -168,7 +168,7 @@ def notebook(number, workspace, **parameters):
     path = next((REPOSITORY / "notebooks").glob(f"{number}_*.ipynb"))
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"])
-        if cell["cell_type"] != "code" or source.startswith("# Setup"):
+        if cell["cell_type"] != "code" or source.startswith("#@title"):
             continue
         begin = time.perf_counter()
         exec(source, namespace)

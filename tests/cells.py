@@ -12,7 +12,7 @@ STEMS = [path.stem for path in sorted((REPOSITORY / "notebooks").glob("0*.ipynb"
 def code(stem):
     """The sources of a notebook's code cells but the setup, the parameters first; stem: as "03_forget" or "studies/7_…"."""
     cells = nbformat.read(REPOSITORY / "notebooks" / f"{stem}.ipynb", as_version=4).cells
-    return [cell.source for cell in cells if cell.cell_type == "code" and not cell.source.startswith("# Setup")]
+    return [cell.source for cell in cells if cell.cell_type == "code" and not cell.source.startswith("#@title")]
 
 
 def run_here(stem, until="", **parameters):

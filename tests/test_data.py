@@ -21,11 +21,12 @@ import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amnesia import Digits, check_surrogate, class_names, forget_set, grow, load_digits
+from amnesia import Digits, class_names, grow, load_digits
 from amnesia import data as data_module
 from amnesia.storage import disk as disk_module
 from amnesia.storage import idx
 from amnesia.storage.disk import Unreadable, WorkspaceError
+from amnesia.storage.parameters import check_surrogate, forget_set
 
 IMAGES, LABELS = np.arange(20 * 784, dtype=np.uint8).reshape(20, 784), np.arange(20, dtype=np.uint8) % 10
 
@@ -212,6 +213,14 @@ def test_a_data_folder_that_cannot_be_written_costs_no_digits(mirror, tmp_path, 
     assert len(load_digits("MNIST", tmp_path / "data")[0]) == 20
     assert "MNIST could not be kept on disk" in capsys.readouterr().out
     assert not os.listdir(tmp_path / "data" / "MNIST" / "raw")
+
+
+def test_digits_are_not_kept_below_a_drive_that_is_not_mounted(mirror, tmp_path, monkeypatch):
+    monkeypatch.setattr(disk_module, "DRIVE", tmp_path / "drive")
+    (tmp_path / "drive").mkdir()
+    with pytest.raises(Unreadable, match=r"Drive is not mounted.*run the cell “Setup” again"):
+        load_digits("MNIST", tmp_path / "drive" / "MyDrive" / "data")
+    assert not list((tmp_path / "drive").iterdir())
 
 
 def refuse_with(number, *arguments, **options):

@@ -63,7 +63,7 @@ def notebooks(elsewhere, tmp_path_factory):
     for path in sorted((REPOSITORY / "notebooks").glob("0*.ipynb")):
         names = found[path.name[:2]] = {}
         for cell in nbformat.read(path, as_version=4).cells:
-            if cell.cell_type == "code" and not cell.source.startswith("# Setup"):
+            if cell.cell_type == "code" and not cell.source.startswith("#@title"):
                 exec(compile(cell.source, path.name, "exec"), names)
                 names |= {"workspace": workspace, **PARAMETERS} if "parameters" in cell.metadata.get("tags", []) else {}
     return found

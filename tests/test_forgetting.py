@@ -49,7 +49,7 @@ def run_notebook(stem, workspace, **parameters):
     """Runs a notebook's cells in this process and returns what they define."""
     namespace = {}
     for cell in nbformat.read(REPOSITORY / "notebooks" / f"{stem}.ipynb", as_version=4).cells:
-        if cell.cell_type == "code" and not cell.source.startswith("# Setup"):
+        if cell.cell_type == "code" and not cell.source.startswith("#@title"):
             exec(cell.source, namespace)
             if "parameters" in cell.metadata.get("tags", []):
                 namespace.update(workspace=str(workspace), device="cpu", **parameters)

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from amnesia import Workspace, check_surrogate, forget_set, load_digits, pick_device
+from amnesia import Workspace, load_digits, pick_device
 from amnesia.storage.idx import RAW_SIZES
-from amnesia.storage.parameters import RANGES, check_parameters
+from amnesia.storage.parameters import RANGES, check_parameters, check_surrogate, forget_set
 
 miniature = pytest.importorskip("miniature")  # it needs locks and limits that Windows has not
 FILES = miniature.FILES

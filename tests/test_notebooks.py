@@ -205,7 +205,7 @@ def test_what_is_committed_is_solved_and_its_code_fits_a_page(path):
     for cell in nbformat.read(path, as_version=4).cells:
         if ANSWER.search(cell.source):
             assert "Right: " in "".join(output.get("text", "") for output in cell.outputs), cell.source
-        if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", []) and "# Setup" not in cell.source:
+        if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", []) and "#@title" not in cell.source:
             assert max(map(len, cell.source.splitlines())) <= 100
 
 
@@ -323,9 +323,3 @@ def test_questions_say_right_or_not_yet_and_the_code_of_the_exercises_runs(serie
     said = re.findall(r"^Right: |^Not yet right: ", text(run(tmp_path / path.name, series[0], **BUDGETS[path.stem[:2]])),
                       re.MULTILINE)
     assert said == ["Not yet right: ", "Not yet right: ", "Right: "] * len(asked)
-
-
-def test_the_setup_cell_is_the_same_everywhere():
-    setups = {next(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.source.startswith("# Setup"))
-              for path in ALL}
-    assert len(setups) == 1

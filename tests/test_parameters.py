@@ -25,7 +25,7 @@ def run_cells(stem, workspace, parameters):
     """Runs a notebook's cells in this process, in order."""
     namespace = {}
     for cell in nbformat.read(REPOSITORY / "notebooks" / f"{stem}.ipynb", as_version=4).cells:
-        if cell.cell_type == "code" and not cell.source.startswith("# Setup"):
+        if cell.cell_type == "code" and not cell.source.startswith("#@title"):
             exec(cell.source, namespace)
             if "parameters" in cell.metadata.get("tags", []):
                 chosen = {name: value for name, value in parameters.items() if name in namespace}

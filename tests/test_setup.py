@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import imageio.v3 as imageio
 import nbformat
@@ -19,28 +20,41 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
-CELLS = nbformat.read(REPOSITORY / "notebooks" / "04_sample.ipynb", as_version=4).cells
+FIVE = sorted((REPOSITORY / "notebooks").glob("0*.ipynb"))
 STUDIES = sorted((REPOSITORY / "notebooks" / "studies").glob("[0-9]*.ipynb"))
-SETUP = next(cell.source for cell in CELLS if cell.source.startswith("# Setup"))
+HOST = Path("notebooks", "amnesia", "storage", "host.py")
 
 
-def run_setup(cwd, content="/content", colab=None, repo_url="", use_drive=True, before=""):
-    """Runs the cell twice in a fresh Python; returns what it printed, and the root it found as the last line."""
-    cell = SETUP.replace("/content", str(content))
-    code = f"use_drive, REPO_URL = {use_drive}, {repo_url!r}\n{before}\n{cell}\n{cell}\n"
-    code += "print(*(path for path in sys.path if path.startswith(str(root / 'notebooks'))))\nprint(root)"
+def code_cells(path):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+SETUP = code_cells(FIVE[0])[1].source
+
+
+def emulated(text, content):
+    """The same code where these folders stand for /content, and none beside them or theirs for /kaggle."""
+    return text.replace("/content", str(content)).replace("/kaggle", str(Path(content).parent / "kaggle"))
+
+
+def run_setup(cwd, content="/content", colab=None, repo_url="", use_drive=True, before="", after=""):
+    """Runs the cell twice in a fresh Python; returns what it printed, and what it made importable as the last line."""
+    cell = emulated(SETUP, content)
+    code = f"import sys\nold = sys.path[:]\nuse_drive, REPO_URL = {use_drive}, {repo_url!r}\n{before}\n{cell}\n{cell}\n"
+    code += f"{after}\nprint('|'.join(path for path in sys.path if path not in old))"
     return subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=False,
                           env={**os.environ, "PYTHONPATH": str(colab or ""), "GIT_TERMINAL_PROMPT": "0"})
 
 
 def found(result, root):
     """Did the cell find this root, make its two folders importable, and each once?"""
-    return result.stdout.splitlines()[-2:] == [f"{root}/notebooks {root}/notebooks/studies", str(root)]
+    return result.stdout.splitlines()[-1:] == [f"{root}/notebooks|{root}/notebooks/studies"]
 
 
 @pytest.fixture
 def colab(tmp_path):
-    """A stand-in for google.colab; its drive.mount makes the folder, or fails if REFUSE is set."""
+    """A stand-in for google.colab; its drive.mount makes the folder, or fails if REFUSE is set. A Drive with a folder in it
+    counts as mounted."""
     package = tmp_path / "packages" / "google" / "colab"
     package.mkdir(parents=True)
     (package.parent / "__init__.py").write_text("")
@@ -49,15 +63,23 @@ def colab(tmp_path):
                                       "    if 'REFUSE' in os.environ: raise ValueError('mount failed')\n"
                                       "    (Path(path) / 'MyDrive').mkdir(parents=True, exist_ok=True)\n"
                                       "    print('Mounted at', path)\n")
+    (tmp_path / "packages" / "sitecustomize.py").write_text(MOUNTED)
     (tmp_path / "content").mkdir()
     return tmp_path / "packages"
 
 
-def project(folder):
-    """A folder that looks like the project."""
-    (folder / "notebooks" / "amnesia").mkdir(parents=True)
-    (folder / "notebooks" / "amnesia" / "__init__.py").write_text("")
-    return folder
+MOUNTED = ("import os\nreal_ismount = os.path.ismount\n"
+           "os.path.ismount = lambda path: os.path.isdir(os.path.join(path, 'MyDrive')) or real_ismount(path)\n")
+
+
+@pytest.fixture
+def project(tmp_path):
+    """project(folder): makes a folder that looks like the project, in the emulated world."""
+    def make(folder):
+        (folder / HOST).parent.mkdir(parents=True)
+        (folder / HOST).write_text(emulated((REPOSITORY / HOST).read_text(), tmp_path / "content"))
+        return folder
+    return make
 
 
 def serve(folder):
@@ -65,6 +87,22 @@ def serve(folder):
     for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a"]):
         subprocess.run(["git", *command], cwd=folder, check=True)
     return f"file://{folder}"
+
+
+def test_the_setup_cell_is_the_same_everywhere_short_and_folded():
+    cells = [code_cells(path)[1] for path in [*FIVE, *STUDIES]]
+    assert {cell.source for cell in cells} == {SETUP} and SETUP.startswith("#@title") and len(SETUP.splitlines()) <= 12
+    assert all(cell.metadata["cellView"] == "form" and cell.metadata["jupyter"]["source_hidden"] for cell in cells)
+    assert len(SETUP.splitlines()) <= 12 and max(map(len, SETUP.splitlines())) <= 125
+
+
+@pytest.mark.parametrize("path", FIVE, ids=lambda path: path.stem)
+def test_a_lesson_begins_after_at_most_45_lines(path):
+    parameters, setup, stage = code_cells(path)[:3]
+    assert "parameters" in parameters.metadata.tags and stage.source.startswith("# This stage")
+    assert sum(len(cell.source.splitlines()) for cell in (parameters, setup, stage)) <= 45
+    few = ["workspace", "device", "overwrite", "use_drive", "REPO_URL"]         # below those of the lesson
+    assert re.findall(r"^(\w+) = ", parameters.source, re.MULTILINE)[-len(few):] == few
 
 
 @pytest.mark.parametrize("place", [".", "notebooks", "notebooks/studies"])
@@ -75,7 +113,7 @@ def test_root_and_its_folders(place):
 
 @pytest.mark.parametrize("place", ["MyDrive/selective-amnesia", "MyDrive/my copy [2]", "MyDrive/Colab Notebooks/amnesia",
                                    "Shareddrives/our lab/selective-amnesia"])
-def test_colab_finds_the_project_on_drive(colab, tmp_path, place):
+def test_colab_finds_the_project_on_drive(colab, project, tmp_path, place):
     """In its own folder, under another name, or on a shared drive."""
     content = tmp_path / "content"
     root = project(content / "drive" / place)
@@ -83,14 +121,14 @@ def test_colab_finds_the_project_on_drive(colab, tmp_path, place):
     assert "Mounted at" in result.stdout and found(result, root), result.stderr
 
 
-def test_colab_takes_the_folder_of_the_right_name_before_any_other(colab, tmp_path):
+def test_colab_takes_the_folder_of_the_right_name_before_any_other(colab, project, tmp_path):
     drive = tmp_path / "content" / "drive" / "MyDrive"
     for name in ("a copy", "selective-amnesia", "zzz"):
         project(drive / name)
     assert found(run_setup(tmp_path / "content", tmp_path / "content", colab), drive / "selective-amnesia")
 
 
-def test_colab_without_drive_uses_the_working_folder(colab, tmp_path, monkeypatch):
+def test_colab_without_drive_uses_the_working_folder(colab, project, tmp_path, monkeypatch):
     content = tmp_path / "content"
     root = project(content / "selective-amnesia")
     result = run_setup(content, content, colab, use_drive=False)
@@ -100,7 +138,7 @@ def test_colab_without_drive_uses_the_working_folder(colab, tmp_path, monkeypatc
     assert "do not survive a disconnect" in result.stdout and found(result, root)
 
 
-def test_a_working_folder_that_is_gone_is_no_obstacle(colab, tmp_path):
+def test_a_working_folder_that_is_gone_is_no_obstacle(colab, project, tmp_path):
     content = tmp_path / "content"
     gone = content / "gone"
     gone.mkdir()
@@ -109,7 +147,7 @@ def test_a_working_folder_that_is_gone_is_no_obstacle(colab, tmp_path):
     assert found(result, root), result.stderr
 
 
-def test_colab_clones_the_address_it_is_given(colab, tmp_path):
+def test_colab_clones_the_address_it_is_given(colab, project, tmp_path):
     """Once, although the cell is run twice, and although a clone was cut off before."""
     content, address = tmp_path / "content", serve(project(tmp_path / "source"))
     project(content / "selective-amnesia.part")
@@ -118,14 +156,14 @@ def test_colab_clones_the_address_it_is_given(colab, tmp_path):
     assert result.stderr.count("Cloning into") == 1 and not (content / "selective-amnesia.part").exists()
 
 
-def test_a_clone_that_was_cut_off_is_not_taken_for_the_project(colab, tmp_path):
+def test_a_clone_that_was_cut_off_is_not_taken_for_the_project(colab, project, tmp_path):
     """A stand-in for git that dies in the middle of its work, first; then the real one, in the same kernel."""
     content, address = tmp_path / "content", serve(project(tmp_path / "source"))
     cut_off = ("import subprocess\nfrom pathlib import Path\nreal = subprocess.run\n"
                "def half(command, **options):\n    subprocess.run = real\n"
                "    (Path(command[-1]) / 'notebooks' / 'amnesia').mkdir(parents=True)\n    raise KeyboardInterrupt\n"
-               "subprocess.run = half\ntry:\n" + "\n".join(f"    {line}" for line in SETUP.splitlines())
-               + "\nexcept KeyboardInterrupt: print('cut off')\n").replace("/content", str(content))
+               "subprocess.run = half\ntry:\n" + "\n".join(f"    {line}" for line in emulated(SETUP, content).splitlines())
+               + "\nexcept KeyboardInterrupt: print('cut off')\n")
     result = run_setup(content, content, colab, repo_url=address, before=cut_off)
     assert "cut off" in result.stdout and found(result, content / "selective-amnesia"), result.stderr
 
@@ -138,15 +176,16 @@ def test_nowhere_to_be_found(colab, tmp_path, address, use_drive):
         (tmp_path / "source").mkdir()
         (tmp_path / "source" / "README.md").write_text("Something else")
         address = serve(tmp_path / "source")
-    twice = ("try:\n" + "\n".join(f"    {line}" for line in SETUP.splitlines())
-             + "\nexcept FileNotFoundError as error: print('FIRST', error)\n").replace("/content", str(tmp_path / "content"))
+    cell = emulated(SETUP, tmp_path / "content").splitlines()
+    twice = ("try:\n" + "\n".join(f"    {line}" for line in cell)
+             + "\nexcept FileNotFoundError as error: print('FIRST', error)\n")
     result = run_setup(tmp_path / "content", tmp_path / "content", colab, address, use_drive, before=twice)
     sentence = result.stderr.splitlines()[-1].removeprefix("FileNotFoundError: ")
     assert f"FIRST {sentence}" in result.stdout.splitlines(), result.stderr
     assert re.search(rf"REPO_URL={address!r}\. Put that folder on My Drive .* and run this cell again\.$", sentence)
 
 
-def test_colab_installs_only_what_is_missing(colab, tmp_path):
+def test_colab_installs_only_what_is_missing(colab, project, tmp_path):
     content = tmp_path / "content"
     project(content / "selective-amnesia")
     for missing in (None, "imageio"):
@@ -163,7 +202,54 @@ def test_what_colab_lacks_is_looked_for_by_the_names_of_the_requirements():
     listed = (REPOSITORY / "requirements.txt").read_text().split("# What it takes to run them")[0]
     names = {line.split(">")[0] for line in listed.splitlines() if not line.startswith("#")}
     names -= {"torch", "torchvision", "numpy", "scikit-learn"}  # the last is Colab's too, and imported by another name
-    assert names <= set(re.findall(r'"(\w+)"', SETUP.partition("needed =")[2]))
+    assert names <= set(re.findall(r'"(\w+)"', (REPOSITORY / HOST).read_text().partition("NEEDED =")[2]))
+
+
+def test_a_mount_that_is_refused_leaves_the_disk_of_the_machine(colab, project, tmp_path, monkeypatch):
+    """Its reason may be any, and an empty mount point may be left: Workspace would take that for a Drive that was lost."""
+    content = tmp_path / "content"
+    root = project(content / "selective-amnesia")
+    (content / "drive").mkdir()
+    monkeypatch.setenv("REFUSE", "1")
+    result = run_setup(content, content, colab)
+    assert "do not survive a disconnect" in result.stdout and found(result, root) and not (content / "drive").exists()
+
+
+@pytest.mark.parametrize("machine", ["Kaggle", "an old package", "an old package beside a /content"])
+def test_google_colab_outside_colab_is_left_alone(colab, project, tmp_path, machine):
+    """As on Kaggle, whose image is made from Colab's: mounting would wait for a browser that is not there."""
+    (colab / "google" / "colab" / "drive.py").write_text(
+        "import time\ndef mount(path):\n    time.sleep(60)\n" if machine != "an old package beside a /content" else
+        "raise NameError('drive')\n")
+    content = tmp_path / "content"
+    if machine == "an old package":
+        content.rmdir()
+    root = project(tmp_path / "kaggle" / "input" / "uploaded" / "my copy" if machine == "Kaggle" else tmp_path / "here")
+    working = tmp_path / "kaggle" / "working" if machine == "Kaggle" else root
+    working.mkdir(parents=True, exist_ok=True)
+    result = run_setup(working, content, colab)
+    assert found(result, root), result.stderr
+    assert not list(tmp_path.glob("content/*"))
+
+
+def test_kaggle_finds_a_data_set_and_writes_to_its_working_folder(project, tmp_path):
+    """The real helper, in a data set, which nobody may write to."""
+    root, working = tmp_path / "kaggle" / "input" / "selective-amnesia", tmp_path / "kaggle" / "working"
+    shutil.copytree(REPOSITORY / "notebooks" / "amnesia", root / "notebooks" / "amnesia")
+    for path in root.rglob("*.py"):
+        path.write_text(emulated(path.read_text(), tmp_path / "content"))
+    working.mkdir()
+    after = "from amnesia import Workspace\nprint('STATE', Workspace().folder)"
+    result = run_setup(working, tmp_path / "content", after=after)
+    assert found(result, root) and f"STATE {working}" in result.stdout, result.stderr
+
+
+def test_elsewhere_an_address_is_fetched_beside_the_notebook(project, tmp_path):
+    """Once, and without /content."""
+    (tmp_path / "here").mkdir()
+    result = run_setup(tmp_path / "here", tmp_path / "content", repo_url=serve(project(tmp_path / "source")))
+    assert found(result, tmp_path / "here" / "selective-amnesia"), result.stderr
+    assert result.stderr.count("Cloning into") == 1
 
 
 @pytest.fixture
@@ -179,13 +265,13 @@ def session(colab, tmp_path, monkeypatch):
     cloud.mkdir()
     shutil.copytree(REPOSITORY / "notebooks", source / "notebooks", ignore=shutil.ignore_patterns("__pycache__"))
     for path in (source / "notebooks").rglob("*.*"):
-        path.write_text(path.read_text().replace("/content", str(content)))
+        path.write_text(emulated(path.read_text(), content))
     often = "\n\nSAVE_SECONDS = SAVE_SECONDS_ON_DRIVE = 1\n"
-    (source / "notebooks" / "amnesia" / "workspace.py").open("a").write(often)
+    (source / "notebooks" / "amnesia" / "storage" / "workspace.py").open("a").write(often)
     (colab / "google" / "colab" / "drive.py").write_text(
         f"from pathlib import Path\ndef mount(path):\n    Path(path).mkdir(exist_ok=True)\n"
         f"    if not (Path(path) / 'MyDrive').exists(): (Path(path) / 'MyDrive').symlink_to({str(cloud)!r})\n")
-    (colab / "sitecustomize.py").write_text(  # an installation would end the notebook
+    (colab / "sitecustomize.py").write_text(MOUNTED +  # and an installation would end the notebook
         "import subprocess as s\nreal = s.run\ndef run(command, **options):\n"
         "    assert 'pip' not in command, 'nothing is missing'\n    return real(command, **options)\ns.run = run\n")
     monkeypatch.setenv("PYTHONPATH", str(colab))
@@ -242,6 +328,7 @@ def test_emulated_colab_disconnects_between_stages_and_finds_its_files_on_drive(
     for notebook, budget in budgets.items():
         printed = run_session(session(f"{notebook}.ipynb", **budget))
         assert "released" not in printed, printed
+    assert {path.name for path in drive.iterdir()} <= {"checkpoints", "figures", "data"}    # state; the project is fetched
     lineage = torch.load(drive / "checkpoints" / "samples-0.pt", weights_only=True)["lineage"]
     assert lineage.keys() == {"cvae.pt", "amnesiac-0.pt"}
     assert {path.name for path in (drive / "figures").iterdir()} == {

@@ -255,7 +255,7 @@ def test_a_study_runs_top_to_bottom_in_miniature(path, small, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
     names = {}
     for cell in nbformat.read(path, as_version=4).cells:
-        if cell.cell_type == "code" and not cell.source.startswith("# Setup"):
+        if cell.cell_type == "code" and not cell.source.startswith("#@title"):
             exec(cell.source, names)
             if "parameters" in cell.metadata.get("tags", []):
                 names.update(workspace=str(small.store.folder), device="cpu", n_jobs=1, scale=0.002)

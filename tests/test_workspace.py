@@ -1,6 +1,7 @@
 """Files: whole or not at all, checked before use, and never mixed up."""
 
 import json
+import os
 import pickle
 import signal
 import zipfile
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amnesia import CVAE, Classifier, Stage, Workspace, pick_device
+from amnesia.storage import disk as disk_module
 from amnesia.storage import files as files_module
 from amnesia.storage import workspace as workspace_module
 from amnesia.storage.disk import WorkspaceError
@@ -253,21 +255,65 @@ def test_names_stay_inside_the_workspace(tmp_path_factory, name):
         Workspace(tmp_path_factory.getbasetemp()).load(name)
 
 
-def test_the_workspace_look_up(tmp_path, monkeypatch):
+@pytest.fixture
+def drive(tmp_path, monkeypatch):
+    """Where Drive is mounted, by an emulation; nothing is there yet, and the repository lies beside it."""
+    drive, ismount = tmp_path / "content" / "drive", os.path.ismount
     monkeypatch.delenv("AMNESIA_WORKSPACE", raising=False)
     monkeypatch.setattr(workspace_module, "REPOSITORY", tmp_path / "repository")
-    monkeypatch.setattr(workspace_module, "DRIVE", tmp_path / "drive")
+    monkeypatch.setattr(disk_module, "WAITS", (0,))
+    for module in (workspace_module, disk_module):
+        monkeypatch.setattr(module, "DRIVE", drive)
+    monkeypatch.setattr(os.path, "ismount", lambda path: (drive / "MyDrive").exists() if path == drive else ismount(path))
+    return drive
+
+
+def test_the_workspace_look_up(drive, tmp_path, monkeypatch):
     assert Workspace().folder == tmp_path / "repository"
-    (tmp_path / "drive" / "MyDrive").mkdir(parents=True)
-    assert Workspace().folder == tmp_path / "drive" / "MyDrive" / "selective-amnesia"
+    (drive / "MyDrive").mkdir(parents=True)
+    assert Workspace().folder == drive / "MyDrive" / "selective-amnesia"
     assert Workspace().save_seconds > Workspace(use_drive=False).save_seconds  # Drive keeps old versions
     assert Workspace(use_drive=False).folder == tmp_path / "repository"
-    shared = tmp_path / "drive" / "Shareddrives" / "ours" / "project"          # the project itself lies on Drive
+    shared = drive / "Shareddrives" / "ours" / "project"                       # the project itself lies on Drive
     monkeypatch.setattr(workspace_module, "REPOSITORY", shared)
     assert Workspace().folder == shared
+    monkeypatch.setattr(workspace_module, "REPOSITORY", tmp_path / "input" / "project")
+    monkeypatch.setattr(workspace_module, "KAGGLE", tmp_path)
+    assert Workspace().folder == tmp_path / "working"
     monkeypatch.setenv("AMNESIA_WORKSPACE", str(tmp_path / "mine"))
     assert Workspace().folder == tmp_path / "mine"
     assert Workspace(tmp_path / "asked").folder == tmp_path / "asked"
+
+
+@pytest.mark.parametrize("lies", ["the project beside Drive", "the project on Drive", "asked for", "by the environment"])
+def test_nothing_is_made_below_a_mount_point_that_is_not_mounted(drive, monkeypatch, lies):
+    """Unmounted in mid-session, which leaves an empty folder."""
+    drive.mkdir(parents=True)
+    if lies == "the project on Drive":
+        monkeypatch.setattr(workspace_module, "REPOSITORY", drive / "MyDrive" / "selective-amnesia")
+    if lies == "by the environment":
+        monkeypatch.setenv("AMNESIA_WORKSPACE", str(drive / "MyDrive" / "mine"))
+    with pytest.raises(WorkspaceError, match=r"Drive is not mounted.*run the cell “Setup” again"):
+        Workspace(drive / "MyDrive" / "mine" if lies == "asked for" else "auto")
+    assert not list(drive.iterdir())
+
+
+def test_a_drive_that_is_lost_under_way_is_named_and_what_was_trained_is_saved_once_it_is_back(drive, tmp_path, capsys):
+    (drive / "MyDrive").mkdir(parents=True)
+    store = Workspace()
+    stage = Stage(store, "cvae.pt", SETTINGS)
+    drive.rename(tmp_path / "away")
+    drive.mkdir()
+    stage.save_progress(state={})
+    assert "not mounted" in capsys.readouterr().out
+    for use in (lambda: stage.save(state={"w": torch.ones(3)}, config={}, metrics={}), lambda: store.load("cvae.pt"),
+                lambda: store.save_figure("a.png", b"picture")):
+        with pytest.raises(WorkspaceError, match=r"Drive is not mounted.*run the cell “Setup” again"):
+            use()
+    assert not list(drive.iterdir())
+    drive.rmdir()
+    (tmp_path / "away").rename(drive)
+    assert stage.done() and torch.equal(stage.load().state["w"], torch.ones(3))
 
 
 @pytest.mark.parametrize(("name", "bad"), [

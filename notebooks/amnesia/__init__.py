@@ -18,12 +18,12 @@ from .fisher import diagonal_fisher, squared_gradients
 from .models import CVAE, Classifier, bernoulli_nll, edits, negative_elbo_terms
 from .panel import check, panel, play
 from .processor import pick_device
-from .storage.parameters import check_parameters, check_surrogate, forget_set, forgotten_in
+from .storage.parameters import check_parameters, forget_from, settings_of
 from .storage.workspace import Stage, Workspace
 from .training import fit, progress
 
 __all__ = ["CVAE", "Classifier", "Digits", "Stage", "Workspace", "ask", "bernoulli_nll", "check", "check_parameters",
-           "check_surrogate", "class_names", "diagonal_fisher", "edits", "elbo", "entropy", "few_greys", "fit",
-           "forget_set", "forgotten_in", "frechet", "gif", "grey_reference", "grow", "kept_change", "load_digits",
-           "load_judge", "model_metrics", "name_classes", "negative_elbo_terms", "one_hot", "panel", "pick_device", "play",
-           "png", "progress", "reference_metrics", "show", "show_tile", "squared_gradients", "tile", "train_judge"]
+           "class_names", "diagonal_fisher", "edits", "elbo", "entropy", "few_greys", "fit", "forget_from", "frechet",
+           "gif", "grey_reference", "grow", "kept_change", "load_digits", "load_judge", "model_metrics", "name_classes",
+           "negative_elbo_terms", "one_hot", "panel", "pick_device", "play", "png", "progress", "reference_metrics",
+           "settings_of", "show", "show_tile", "squared_gradients", "tile", "train_judge"]

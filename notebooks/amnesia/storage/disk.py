@@ -9,7 +9,10 @@ import os
 import secrets
 import time
 from contextlib import suppress
+from functools import partial
+from pathlib import Path
 
+DRIVE = Path("/content/drive")  # where Colab mounts Google Drive
 WAITS = (0.1, 0.5, 2, 5)  # seconds before each new try of what a drive refused
 ABSENT = (FileNotFoundError, NotADirectoryError)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -41,6 +44,19 @@ def retry(action):
     return action()
 
 
+def check_drive(path):
+    """Raises OSError below a Google Drive that is not mounted any more: there lies the machine's own disk. A file would be
+    lost there, and in the way of mounting."""
+    if path.is_relative_to(DRIVE) and not os.path.ismount(DRIVE):
+        raise OSError(f"Google Drive is not mounted at {DRIVE}: run the cell “Setup” again, or untick `use_drive`")
+
+
+def make_folder(folder):
+    """Makes a folder, with those above it. Raises OSError."""
+    check_drive(folder)
+    retry(partial(folder.mkdir, parents=True, exist_ok=True))
+
+
 def unreadable(path, error):
     """The Unreadable for this file."""
     return Unreadable(f"{path} could not be read ({reason(error)}). As far as is known nothing is wrong with it: keep it, "
@@ -58,6 +74,7 @@ def unwritten(path, error):
 def is_there(path):
     """Whether there is anything at `path`. Raises Unreadable if the drive does not say."""
     try:
+        check_drive(path)
         retry(path.stat)
     except ABSENT:
         return False
@@ -82,6 +99,7 @@ def write_atomic(path, content):
     Raises WorkspaceError, with what was at `path` untouched, when the disk is full, read-only or gone.
     """
     def write():
+        check_drive(path)
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         try:
             with open(temporary, "xb") as file:

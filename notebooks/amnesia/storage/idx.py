@@ -10,7 +10,7 @@ from urllib.request import Request, urlopen
 import torch
 
 from ..training import progress
-from .disk import WorkspaceError, is_there, read_whole, reason, write_atomic
+from .disk import WorkspaceError, is_there, make_folder, read_whole, reason, write_atomic
 
 SILENCE = 20  # seconds: a mirror that sends nothing for so long is given up
 PIXELS = 28 * 28
@@ -38,7 +38,7 @@ def idx_files(dataset, raw):
         return {file: read_whole(raw / file) for file in RAW_SIZES}
     files = download(dataset)
     try:
-        raw.mkdir(parents=True, exist_ok=True)
+        make_folder(raw)
         for file, content in files.items():
             write_atomic(raw / file, content)
     except (OSError, WorkspaceError) as error:

@@ -56,6 +56,34 @@ def forget_set(forget, before=()):
     return forgotten, kept
 
 
+def forget_from(saved, forget):
+    """What the parameter `forget` asks of the model in a file (Saved): (forgotten, kept, before, name).
+
+    forgotten, kept: as of forget_set(); before: what the model has forgotten already; name: all that it will have
+    forgotten, as files are named by it: "0-3". Raises ValueError.
+    """
+    before = forgotten_in(saved)
+    forgotten, kept = forget_set(forget, before)
+    return forgotten, kept, before, "-".join(map(str, sorted(before + forgotten)))
+
+
+def settings_of(notebook, names, **more):
+    """A function that returns {name: value} of these parameters of a notebook, checked, as they stand when it is called.
+
+    notebook: its globals(); names: the parameters' names in one text; more: what else shapes the stage's file.
+    """
+    def settings():
+        found = {name: notebook[name] for name in names.split()}
+        if "forget" in found:
+            found["forget"] = forget_set(found["forget"])[0]
+        if "surrogate" in found:
+            found["surrogate"] = check_surrogate(found["surrogate"], found["forget"])
+        if found.get("remember", "distil") not in ("distil", "replay"):
+            raise ValueError(f"remember={found['remember']!r}: expected 'distil' or 'replay'.")
+        return found | more
+    return settings
+
+
 def forgotten_in(saved):
     """The labels that the model in a file (Saved) has forgotten, sorted: none if it is a CVAE fresh from notebook 01."""
     return sorted({*saved.settings.get("forget", []), *saved.settings.get("forgotten_before", [])})

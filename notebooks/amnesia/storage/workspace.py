@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 
 from ..processor import rng_state, set_rng_state
-from .disk import Unreadable, WorkspaceError, is_there, read_whole, retry, write_atomic
+from .disk import DRIVE, Unreadable, WorkspaceError, is_there, make_folder, read_whole, retry, write_atomic
 from .files import Saved, remedy, save
 from .parameters import check_dataset, check_parameters
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-DRIVE = Path("/content/drive")  # where Colab mounts Google Drive
+KAGGLE = Path("/kaggle")  # where Kaggle has input/, which nobody may write to, and working/
 
 # Seconds between two saves of progress: a run that is killed loses at most these, and the second between two looks at the
 # clock. Drive keeps every version that was replaced in its bin for a month, hence less often there.
@@ -28,28 +28,35 @@ def changes(old, new):
             if old.get(key) != new.get(key)]
 
 
+def home(use_drive):
+    """The folder that "auto" means where AMNESIA_WORKSPACE is not set."""
+    if REPOSITORY.is_relative_to(KAGGLE / "input"):
+        return KAGGLE / "working"
+    if use_drive and DRIVE in DRIVE.parent.glob("*") and not REPOSITORY.is_relative_to(DRIVE):    # mounted, or was once
+        return DRIVE / "MyDrive" / "selective-amnesia"
+    return REPOSITORY
+
+
 class Workspace:
     """The folder that holds a reader's own files: <folder>/checkpoints, <folder>/figures and <folder>/data.
 
     folder: a path, or "auto": $AMNESIA_WORKSPACE if set; on Colab, the project's folder if that lies on Drive, else
-    My Drive/selective-amnesia if Drive is mounted and `use_drive` is on; else the repository's root. Files of another data
-    set than MNIST lie in a folder of its name inside checkpoints and figures. Raises WorkspaceError if it can't be written.
+    My Drive/selective-amnesia if `use_drive` is on; on Kaggle, its working folder; else the repository's root. Files of
+    another data set than MNIST lie in a folder of its name inside checkpoints and figures. Raises WorkspaceError if it can't
+    be written, or if Drive is not mounted any more.
     """
 
     def __init__(self, folder="auto", use_drive=True, dataset="MNIST"):
         check_parameters(use_drive=use_drive)
         if folder == "auto":
-            folder = os.environ.get("AMNESIA_WORKSPACE") or REPOSITORY
-            mine = DRIVE / "MyDrive"
-            if folder == REPOSITORY and use_drive and mine.is_dir() and not REPOSITORY.is_relative_to(DRIVE):
-                folder = mine / "selective-amnesia"
+            folder = os.environ.get("AMNESIA_WORKSPACE") or home(use_drive)
         self.folder, self.dataset = Path(folder).expanduser().absolute(), dataset
         self.data, part = self.folder / "data", "" if dataset == "MNIST" else dataset
         self.checkpoints, self.figures = self.folder / "checkpoints" / part, self.folder / "figures" / part
         self.released = REPOSITORY / "checkpoints" / "released" / part
         try:
             for made in (self.checkpoints, self.figures):
-                retry(partial(made.mkdir, parents=True, exist_ok=True))
+                make_folder(made)
                 retry(partial(tempfile.TemporaryFile, dir=made)).close()
         except OSError as error:
             raise WorkspaceError(f"workspace={str(folder)!r} can't be written ({error}). See that its drive is connected "
