@@ -1,6 +1,7 @@
 """The ELBO against torch.distributions, in float64."""
 
 import torch
+from cells import code
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from amnesia import CVAE, edits, negative_elbo_terms, one_hot
@@ -67,3 +68,21 @@ def test_an_edited_model_is_told_from_the_helper_s_and_takes_no_random_numbers()
     assert (same, small, widths) == ({}, {}, {"hidden": [64, 32]})
     assert all(found.keys() == {"edited"} for found in edited) and len({str(found) for found in edited}) == 3
     assert edits(Smooth()) == edited[0]                                 # whatever the weights
+
+
+def test_the_model_in_notebook_01_is_the_helper_s():
+    """The cell can be edited; as it is committed, it computes what every other notebook builds."""
+    cell, = (source for source in code("01_train_cvae") if "class CVAE(nn.Module):" in source)
+    names = {"torch": torch, "one_hot": one_hot}
+    exec(cell, names)
+    for settings in ({}, {"latent_dim": 2, "hidden": (64, 32)}):
+        torch.manual_seed(0)
+        theirs, ours = names["CVAE"](**settings), CVAE(**settings)
+        assert edits(theirs) == edits(ours) and theirs.config == ours.config
+        ours.load_state_dict(theirs.state_dict())
+        x, y, labels = torch.rand(10, 784), torch.eye(10), torch.arange(10)
+        torch.manual_seed(1)
+        expected = [*ours.encode(x, y), ours.generate(labels)]
+        torch.manual_seed(1)
+        for found, wanted in zip([*theirs.encode(x, y), theirs.generate(labels)], expected, strict=True):
+            assert torch.equal(found, wanted)

@@ -84,9 +84,11 @@ def test_without_ipywidgets_there_is_no_panel(monkeypatch):
 
 
 @pytest.mark.parametrize(("answer", "truth", "right"), [
-    ("less", "less", True), ("more", "less", False), (None, "less", False), (None, 1.0, False), ("less", 1.0, False),
+    ("less", "less", True), ("more", "less", False), (None, "less", None), (None, 1.0, None), ("less", 1.0, False),
     (543.4, torch.tensor(543.427), True), (543.4, 540.0, False), (-0.0, 0.0, True), (1, 0, False),
     (torch.ones(3, requires_grad=True), torch.ones(3), True), (torch.ones(2), torch.ones(3), False)])
-def test_an_answer_is_right_or_not_yet_and_nothing_is_raised(capsys, answer, truth, right):
+def test_an_answer_is_right_or_not_yet_or_missing_and_nothing_is_raised(capsys, answer, truth, right):
     check(answer, truth, "so it is.")
-    assert capsys.readouterr().out == ("Right: so it is.\n" if right else "Not yet right: look again.\n")
+    said = {True: "Right: so it is.\n", False: "Not yet right: look again.\n",
+            None: "Not answered yet: put your answer in the place of None, and run this cell again.\n"}
+    assert capsys.readouterr().out == said[right]

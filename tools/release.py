@@ -1,13 +1,14 @@
 """Makes the released run: python tools/release.py
 
-Runs the five notebooks as committed, in order; saves them executed, in place; copies what 3 to 5 made of the released
-model to checkpoints/released and figures/released; forgets each other digit as well, of which it keeps the evaluation;
+Runs the five notebooks as committed, in order, on the released files, and evaluates those anew; saves them executed, in
+place, and their figures and evaluation in released/; forgets each other digit as well, of which it keeps the evaluation;
 writes the pages' tables from these files, play.html and the drawing, and what was installed to pip-freeze.txt, since the
 files are the same byte for byte only with that. The judge is not retrained.
 
 python tools/release.py pages writes the pages only: the tables, and, once pyproject.toml says where the repository
 is, Colab's badges and the notebooks' REPO_URL.
-python tools/release.py train releases the newly trained model too; the studies have to be run anew then.
+python tools/release.py train makes the released files anew, from the training on, and times the five; the studies have to
+be run anew then.
 python tools/release.py FashionMNIST does the same with another data set, its judge trained on the way, and keeps the
 evaluations and the figures only, in folders of that name.
 
@@ -39,6 +40,7 @@ sys.path.extend(str(Path(__file__).resolve().parents[1] / "notebooks" / folder) 
 from amnesia.storage.workspace import REPOSITORY
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("0*.ipynb"))
+RELEASED = "cvae.pt", "fim-cvae.pt", "amnesiac-0.pt", "samples-0.pt"
 FRONT, HOW_TO, STUDIED = (REPOSITORY / folder / "README.md" for folder in ("", "notebooks", "notebooks/studies"))
 
 
@@ -96,6 +98,9 @@ def results_table(evaluation):
     floor = f"{reference['kept_frechet_floor']:.2f} real against real"
     rows = [("probability of the forgotten digit, P", "forgotten_probability", 3, p_grey),
             ("judge's entropy there, H (nats)", "entropy", 3, h_grey),
+            ("share of its samples judged as it", "forgotten_share", 3, f"{grey['forgotten_share']:.3f} on grey"),
+            ("their contrast (grey levels of 255)", "forgotten_contrast", 1,
+             f"{real['forgotten_contrast']:.1f} of real digits"),
             ("kept digits judged as asked", "kept_accuracy", 4, f"{real['kept_accuracy']:.4f} on real digits"),
             ("the worst kept digit", "kept_accuracy_worst", 3, ""),
             ("Fréchet distance of kept digits", "kept_frechet", 2, floor),
@@ -104,8 +109,10 @@ def results_table(evaluation):
     table = ["| | before | after | reference |", "|---|---|---|---|"]
     for title, key, digits, aim in rows:
         table.append(f"| {title} | {metric(original, key, digits)} | {metric(amnesiac, key, digits)} | {aim} |")
-    versions = evaluation["versions"]
-    note = (f"Forgotten: {evaluation['settings']['forget']}, seed {evaluation['settings']['seed']}; n = "
+    versions, change = evaluation["versions"], evaluation["change"]
+    low, high = change["interval95"]["kept_elbo"]
+    note = (f"Change of the kept ELBO, image by image: {change['kept_elbo']:.2f} ({low:.2f} to {high:.2f}) nats. "
+            f"Forgotten: {evaluation['settings']['forget']}, seed {evaluation['settings']['seed']}; n = "
             f"{original['n_per_class']:,} samples per label; in brackets 95 % intervals over samples or test images. "
             f"{versions['hardware']}, torch {versions['torch']}.")
     return "\n".join([*table, "", note])
@@ -113,15 +120,16 @@ def results_table(evaluation):
 
 def digits_table(evaluations):
     """The studies' table of all ten digits, in markdown, from the contents of evaluation-<digit>.json."""
-    table = ["| forgotten | P before | P after − grey | H after / grey | kept accuracy | worst kept digit | kept ELBO |",
-             "|---|---|---|---|---|---|---|"]
+    table = ["| forgotten | P before | P after − grey | H after / grey | kept accuracy | worst kept digit | kept ELBO "
+             "| kept Fréchet |", "|---|---|---|---|---|---|---|---|"]
     for evaluation in evaluations:
         before, after, grey = evaluation["original"], evaluation["amnesiac"], evaluation["reference"]["grey"]
-        accuracy, worst, elbo = (after[key] - before[key] for key in ("kept_accuracy", "kept_accuracy_worst", "kept_elbo"))
+        accuracy, worst, elbo, distance = (after[key] - before[key] for key in (
+            "kept_accuracy", "kept_accuracy_worst", "kept_elbo", "kept_frechet"))
         table.append(f"| {evaluation['settings']['forget'][0]} | {before['forgotten_probability']:.3f} "
                      f"| {after['forgotten_probability'] - grey['forgotten_probability']:+.3f} "
                      f"| {after['entropy'] / grey['entropy']:.3f} | {100 * accuracy:+.2f} points "
-                     f"| {100 * worst:+.1f} points | {elbo:+.2f} nats |")
+                     f"| {100 * worst:+.1f} points | {elbo:+.2f} nats | {distance:+.2f} |")
     return "\n".join(table)
 
 
@@ -179,17 +187,20 @@ def fill_pages():
 
 
 def release(train):
-    """The released run of MNIST. train: release the model of this run's notebooks 1 and 2 too; else the rest starts from the
-    released one, which another kind of CPU would not train to the same bits, and which the studies' logs belong to."""
+    """The released run of MNIST: all five on the released files, which each shows as done before, or, with `train`, on new
+    ones. Another kind of CPU would not train to the same bits, and the studies' logs belong to the released model."""
     workspace = Path(tempfile.mkdtemp())
-    aside = workspace if train else Path(tempfile.mkdtemp())
-    seconds = {path.stem: execute(path, aside if path in NOTEBOOKS[:2] else workspace) for path in NOTEBOOKS}
-    for file in [*(workspace / "checkpoints").iterdir(), *(workspace / "figures").iterdir(), *(aside / "figures").iterdir()]:
+    (workspace / "checkpoints").mkdir()
+    for name in () if train else RELEASED:
+        shutil.copy(REPOSITORY / "checkpoints" / "released" / name, workspace / "checkpoints" / name)
+    seconds = {path.stem: execute(path, workspace) for path in NOTEBOOKS}
+    for file in [*(workspace / "checkpoints").iterdir(), *(workspace / "figures").iterdir()]:
         shutil.copy(file, REPOSITORY / file.parent.name / "released" / file.name)
-    versions = json.loads((workspace / "checkpoints" / "evaluation-0.json").read_text())["versions"]
-    times = json.dumps({"seconds": seconds, "versions": versions}, indent=1)
-    (REPOSITORY / "checkpoints" / "released" / "times.json").write_text(times)
-    (REPOSITORY / "checkpoints" / "released" / "pip-freeze.txt").write_text(installed())
+    if train:
+        versions = json.loads((workspace / "checkpoints" / "evaluation-0.json").read_text())["versions"]
+        times = json.dumps({"seconds": seconds, "versions": versions}, indent=1)
+        (REPOSITORY / "checkpoints" / "released" / "times.json").write_text(times)
+        (REPOSITORY / "checkpoints" / "released" / "pip-freeze.txt").write_text(installed())
     for digit in range(1, 10):
         run(workspace, NOTEBOOKS[2:], forget=[digit])
         name = f"evaluation-{digit}.json"

@@ -61,8 +61,11 @@ def play(draw, titles, z, classes):
 def check(answer, truth, because, rel=1e-3):
     """Says in a sentence whether an answer is right: words exactly, a number or a tensor within a share `rel`, in norm.
 
-    Never raises: what cannot be compared, such as the None of a blank, is not right yet.
+    Never raises: None, a blank, is not answered yet; what cannot be compared is not right yet.
     """
+    if answer is None:
+        print("Not answered yet: put your answer in the place of None, and run this cell again.")
+        return
     try:
         if isinstance(truth, str):
             right = answer == truth
