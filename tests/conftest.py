@@ -61,6 +61,6 @@ def small(tmp_path, digits, monkeypatch):
     few = [Digits(split.images[pick], split.labels[pick], split.name) for split, pick in zip(digits, picks, strict=True)]
     monkeypatch.setattr(experiment_module, "load_digits", lambda *_: few)
     monkeypatch.setattr(scoring, "SAMPLES", 20)
-    monkeypatch.setattr(evaluation, "frechet_interval", partial(evaluation.frechet_interval, resamples=2))
+    monkeypatch.setattr(evaluation, "frechet", partial(evaluation.frechet, resamples=2))
     in_a_worker.cache_clear()
     return Experiment(tmp_path, device="cpu")

@@ -31,8 +31,18 @@ def test_frechet_equals_scipys_matrix_root():
     a, b = rng.normal(size=(300, 12)) @ rng.normal(size=(12, 12)), rng.normal(size=(200, 12)) + 0.3
     cov_a, cov_b = np.cov(a.T), np.cov(b.T)
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a + cov_b - 2 * scipy.linalg.sqrtm(cov_a @ cov_b).real)
-    assert frechet(torch.tensor(a), torch.tensor(b)) == pytest.approx(expected, rel=1e-6)
-    assert frechet(torch.tensor(a), torch.tensor(a)) == pytest.approx(0, abs=1e-6)
+    assert frechet(torch.tensor(a), torch.tensor(b))[0] == pytest.approx(expected, rel=1e-6)
+    assert frechet(torch.tensor(a), torch.tensor(a))[0] == pytest.approx(0, abs=1e-6)
+
+
+def test_frechets_interval_is_that_of_the_bootstrap():
+    """Against samples of `a` that are really drawn, each scored by itself."""
+    torch.manual_seed(0)
+    a, b, generator = torch.randn(50, 4), torch.randn(60, 4) * 2 + 1, torch.Generator().manual_seed(0)
+    draws = [frechet(a[torch.randint(50, (50,), generator=generator)], b)[0] for _ in range(40)]
+    value, (low, high) = frechet(a, b)
+    half = 1.959964 * np.std(draws, ddof=1)
+    assert value == pytest.approx((low + high) / 2) and high - low == pytest.approx(2 * half, rel=1e-5)
 
 
 def test_wilson_interval_is_newcombes_example():

@@ -75,7 +75,7 @@ def sampled(cvae, n, seed):
 
 def test_twins_are_of_one_z_by_the_seed_and_each_model_is_scored_by_its_own(few, tmp_path, monkeypatch):
     monkeypatch.setattr(amnesia, "load_digits", lambda *_: few)
-    monkeypatch.setattr(evaluation, "frechet_interval", partial(evaluation.frechet_interval, resamples=2))
+    monkeypatch.setattr(evaluation, "frechet", partial(evaluation.frechet, resamples=2))
     run_here("04_sample", "stage.save(", workspace=str(tmp_path), n_per_class=40, seed=3)
     result = run_here("05_evaluate", "stage.save(", workspace=str(tmp_path))["result"]
     saved = torch.load(tmp_path / "checkpoints" / "samples-0.pt", weights_only=True)["state"]

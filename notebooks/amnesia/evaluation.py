@@ -69,22 +69,27 @@ def ask(judge, images, batch_size=500):
     return torch.cat(probabilities).cpu(), torch.cat(features).cpu()
 
 
-def frechet(a, b):
-    """Frechet distance between Gaussians fitted to two sets of features, (N, D) and (M, D), in float64."""
-    a, b = a.double(), b.double()
-    cov_a, cov_b = a.T.cov(), b.T.cov()
-    values, vectors = torch.linalg.eigh(cov_a)
-    root_a = vectors * values.clamp_min(0).sqrt() @ vectors.T
-    # tr sqrt(A B) from the eigenvalues of the symmetric sqrt(A) B sqrt(A), which has the same ones
-    cross = torch.linalg.eigvalsh(root_a @ cov_b @ root_a).clamp_min(0).sqrt().sum()
-    return ((a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross).item()
+def gaussian(features, counts):
+    """Mean (D,) and covariance (D, D) of features (N, D), each of which counts so many times, (N,); all in float64."""
+    n, mean = counts.sum(), counts @ features / counts.sum()
+    return mean, (features.T @ (counts[:, None] * features) - n * mean.outer(mean)) / (n - 1)
 
 
-def frechet_interval(a, b, resamples=40):
-    """(distance, [low, high]): the interval is the distance +- 1.96 bootstrap standard deviations of `a`."""
-    generator = torch.Generator().manual_seed(0)
-    draws = [frechet(a[torch.randint(len(a), (len(a),), generator=generator)], b) for _ in range(resamples)]
-    value, spread = frechet(a, b), Z95 * torch.tensor(draws).std().item()
+def frechet(a, b, resamples=40):
+    """Frechet distance between Gaussians fitted to features (N, D) and (M, D): (distance, [low, high]).
+
+    The interval is the distance +- 1.96 standard deviations over bootstrap samples of `a`. In float64.
+    """
+    a, b, distances, generator = a.double(), b.double(), [], torch.Generator().manual_seed(0)
+    mean_b, cov_b = gaussian(b, torch.ones_like(b[:, 0]))
+    values, vectors = torch.linalg.eigh(cov_b)
+    root_b = vectors * values.clamp_min(0).sqrt() @ vectors.T
+    for index in (torch.arange(len(a)), *torch.randint(len(a), (resamples, len(a)), generator=generator)):
+        mean_a, cov_a = gaussian(a, index.bincount(minlength=len(a)).double())
+        # tr sqrt(A B) from the eigenvalues of the symmetric sqrt(B) A sqrt(B), which has the same ones
+        cross = torch.linalg.eigvalsh(root_b @ cov_a @ root_b).clamp_min(0).sqrt().sum()
+        distances.append(((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross).item())
+    value, spread = distances[0], Z95 * torch.tensor(distances[1:]).std().item()
     return value, [value - spread, value + spread]
 
 
@@ -154,7 +159,7 @@ def model_metrics(judge, samples, cvae, test, forgotten, kept, real=None):
         **forgetting_metrics(probabilities[forgotten].flatten(0, 1), asked, samples[forgotten]),
         kept_accuracy=wilson_interval(hits.sum().item(), n * len(kept)),
         kept_accuracy_worst=wilson_interval(hits.min().item(), n),
-        kept_frechet=frechet_interval(features[kept].flatten(0, 1), real_features),
+        kept_frechet=frechet(features[kept].flatten(0, 1), real_features),
         kept_elbo=mean_interval(elbo(cvae, test.only(kept))),
         forgotten_elbo=mean_interval(elbo(cvae, test.only(forgotten))))}
 
@@ -176,7 +181,7 @@ def reference_metrics(judge, train, test, forgotten, kept, n=1000, real=None):
     (verdict, features), labels = real or ask(judge, test.images), test.labels.cpu()
     of_kept, gone = of_labels(test, kept), of_labels(test, forgotten)
     hits = (verdict.argmax(1) == labels)[of_kept].sum().item()
-    frechet_floor, floor_interval = frechet_interval(ask(judge, floor)[1], features[of_kept])
+    frechet_floor, floor_interval = frechet(ask(judge, floor)[1], features[of_kept])
     of_noise = ask(judge, noise)[0].repeat(len(forgotten), 1)
     return {
         "real": with_intervals(**forgetting_metrics(verdict[gone], labels[gone], test.images.cpu()[gone]),
