@@ -126,6 +126,7 @@ class Classifier(nn.Module):
             nn.Conv2d(48, 96, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),      # (B, 96, 3, 3)
             nn.Flatten(), nn.Dropout(0.5), nn.Linear(96 * 3 * 3, 128), nn.ReLU())
         self.head = nn.Sequential(nn.Dropout(0.5), nn.Linear(128, CLASSES))
+        self.to(memory_format=torch.channels_last)  # in which a CPU convolves and pools twice as fast
 
     def forward(self, x):
         return self.head(self.features(x)).to(x.dtype)
