@@ -103,9 +103,11 @@ def measure(work, argument):
 
 
 def measured(digits, steps, parts, repeats):
-    """The content of gpu.json, from this many steps of the checks and these parts of the reference's stages."""
-    return {"checks": checks(digits, steps), "stages": side_by_side.compare(STAGES, parts, repeats, measure),
-            "versions": versions() | {"cuda": torch.version.cuda}}
+    """The content of gpu.json, growing, from this many steps of the checks and these parts of the reference's stages."""
+    result = {"checks": checks(digits, steps), "stages": {}, "versions": versions() | {"cuda": torch.version.cuda}}
+    for (stage, pair), part in zip(STAGES.items(), parts, strict=True):
+        result["stages"] |= side_by_side.compare({stage: pair}, [part], repeats, measure)
+        yield result
 
 
 def table(result):
@@ -123,14 +125,15 @@ def table(result):
 
 
 def main(repeats=3):
+    """repeats: how often each side is measured, the one argument of the command."""
     try:
         device = pick_device("cuda")
     except ValueError:
         raise SystemExit("Nothing was measured, because torch finds no CUDA card here that works: run this where there is "
                          "one, as in a Colab GPU runtime.") from None
     folder = os.environ.setdefault("AMNESIA_DATA", str(side_by_side.REPOSITORY / "data"))
-    result = measured(load_digits("MNIST", folder, device)[0], 12_500, (400, 2000, 150, None), repeats)
-    RESULT.write_text(json.dumps(result, indent=1))
+    for result in measured(load_digits("MNIST", folder, device)[0], 12_500, (200, 1000, 100, None), repeats):
+        RESULT.write_text(json.dumps(result, indent=1))
     print(f"\n{table(result)}\n\nWritten: {RESULT}")
 
 
