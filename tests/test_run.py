@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -220,6 +221,13 @@ def test_an_old_python_is_refused_in_a_sentence(project, tmp_path, minor):
     result = subprocess.run([old, script, "test"], capture_output=True, text=True)
     assert re.fullmatch(rf"Python 3\.11 or newer is needed; this is 3\.{minor}\.\d+\.\n", result.stderr)
     assert result.returncode == 1 and not (tmp_path / ".venv").exists()
+
+
+def test_uv_is_told_which_python_is_needed():
+    """As PEP 723 has it, which `uv run` reads."""
+    head = re.match(r"# /// script\n(.*?)# ///\n", Path(run.__file__).read_text(), re.DOTALL)[1]
+    needed = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["requires-python"]
+    assert tomllib.loads(re.sub("^# ", "", head, flags=re.MULTILINE)) == {"requires-python": needed}
 
 
 def test_the_words_reach_the_environment_or_pytest(monkeypatch, tmp_path):
