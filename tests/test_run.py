@@ -52,7 +52,7 @@ def test_words_choose_notebooks_and_parameters(executed, words, expected):
 @pytest.mark.parametrize(("words", "message"), [
     (["03", "06"], "There is no notebook '06'. There are: 01_train_cvae, "),
     (["2_which_term"], "There is no notebook '2_which_term'."), (["=3"], "No notebook of these has a parameter ''."),
-    (["04", "05", "lam=4"], "No notebook of these has a parameter 'lam'. They have: workspace, "),
+    (["04", "05", "lam=4"], "No notebook of these has a parameter 'lam'. They have: "),
     (["01", "overwrite=FALSE"], "overwrite=FALSE: expected True or False."),
     (["04", "use_drive=1"], "use_drive=1: expected True or False."), (["studies/2", "full=no"], "full=no: expected ")])
 def test_a_word_that_fits_nothing_is_named_before_anything_runs(executed, words, message):
