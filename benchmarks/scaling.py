@@ -118,10 +118,9 @@ def table(result):
 
 
 def draw(result):
-    from amnesia import png
-    from amnesia.figures import plt
+    from amnesia import png, subplots
 
-    figure, axes = plt.subplots(1, 4, figsize=(13, 2.9), layout="constrained")
+    figure, axes = subplots(1, 4, figsize=(13, 2.9), layout="constrained")
     panels = (("samples", "seconds", "02: Fisher, seconds", "samples"), ("batch", "milliseconds", "01: a step, ms", "batch"),
               ("width", None, "01 + 02 + 03, seconds", "model width"),
               ("digits", "milliseconds", "forgetting by replay: a step, ms", "digits forgotten"))

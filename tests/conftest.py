@@ -64,3 +64,12 @@ def small(tmp_path, digits, monkeypatch):
     monkeypatch.setattr(evaluation, "frechet", partial(evaluation.frechet, resamples=2))
     in_a_worker.cache_clear()
     return Experiment(tmp_path, device="cpu")
+
+
+@pytest.fixture
+def no_array_of_a_tensor(monkeypatch):
+    """NumPy may not make an array of a tensor by itself, as matplotlib asks it to: that is deprecated from NumPy 2.4 on."""
+    def refuse(*_):
+        raise TypeError("a tensor was handed to NumPy: its .numpy() is meant")
+
+    monkeypatch.setattr(torch.Tensor, "__array__", refuse)

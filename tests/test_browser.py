@@ -3,6 +3,7 @@
 Not part of the default run, since it needs Chromium and its driver: pytest -m browser
 """
 
+import io
 import json
 import os
 import re
@@ -11,9 +12,11 @@ import socket
 import subprocess
 import sys
 import time
+from base64 import b64decode
 
 import nbformat
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from conftest import REPOSITORY
@@ -127,7 +130,9 @@ def test_run_all_shows_the_figures_and_the_gif_moves(lab, browser, name):
                  for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
     assert len(pictures) == len(committed) > 0
     assert all(picture.get_property("naturalWidth") > 100 for picture in pictures)
-    moving = [picture for picture in pictures if "base64,R0lGOD" in picture.get_attribute("src")]  # "GIF8"
+    contents = [b64decode(picture.get_attribute("src").partition("base64,")[2]) for picture in pictures]
+    moving = [picture for picture, content in zip(pictures, contents, strict=True)
+              if PIL.Image.open(io.BytesIO(content)).is_animated]
     assert len(moving) == (name == "03_forget.ipynb")
     for picture in moving:
         browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", picture)

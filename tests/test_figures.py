@@ -6,12 +6,16 @@ import itertools
 
 import imageio.v3 as imageio
 import matplotlib.pyplot as plt
+import nbconvert
+import nbformat
 import numpy as np
+import PIL.Image
+import PIL.ImageSequence
+import pytest
 import torch
-from IPython.core.formatters import DisplayFormatter
-from IPython.display import Image
+from bs4 import BeautifulSoup
 
-from amnesia import few_greys, figures, gif, png, show, show_tile
+from amnesia import few_greys, figures, filmstrip, gif, png, show, show_tile, subplots
 
 
 def test_a_gif_shows_its_curves_under_the_frames():
@@ -26,6 +30,71 @@ def test_a_gif_shows_its_curves_under_the_frames():
     assert np.ptp(columns) > 0.8 * before.shape[1]                      # of P's dot, from step 2 to step 30
 
 
+def test_a_curve_of_a_gif_fills_its_own_range():
+    """From 200 down to 100, not to 0: the dot of the last step stands at the foot of the plot."""
+    frames, curves = torch.zeros(2, 2, 8, 28, 28, dtype=torch.uint8), {"−ELBO": torch.tensor([200.0, 100.0])}
+    first, last = imageio.imread(gif(frames, [500, 600], range(2), curves=curves), index=None)[..., 0].astype(int)
+    changed = (first != last)[100:]                                     # below its title
+    rows, columns = changed.any(1).nonzero()[0], changed.any(0).nonzero()[0]
+    assert np.ptp(rows) > 25 and np.ptp(columns) > 150                  # of 60 and 220 pixels
+
+
+def test_the_marked_rows_of_a_gif_have_black_labels():
+    """Black from top to bottom, higher than any digit is."""
+    frames = torch.full((2, 10, 8, 28, 28), 255, dtype=torch.uint8)
+    for marked in ([], [3, 8]):
+        margin = imageio.imread(gif(frames, [0, 1], marked=marked), index=0)[:, :16, 0]
+        tops = np.lib.stride_tricks.sliding_window_view(margin == 0, 12, axis=0).all(-1).any(1).nonzero()[0]
+        boxes = np.split(tops, (np.diff(tops) > 1).nonzero()[0] + 1) if len(tops) else []
+        assert len(boxes) == len(marked)
+    assert abs(boxes[1].mean() - boxes[0].mean() - 5 * 0.35 * 80) < 10          # five rows apart
+
+
+def test_a_strip_shows_one_row_from_the_first_step_to_the_last():
+    """Thirty frames, each one grey, and a row that is told from the others; ten columns, an image of each below another."""
+    frames = torch.arange(30, dtype=torch.uint8)[:, None, None, None, None].expand(30, 10, 3, 28, 28).clone()
+    frames[:, 4] += 100
+    steps = [step ** 2 for step in range(30)]
+    picture = imageio.imread(filmstrip(frames, steps, 4))
+    greys = [grey for grey in range(256) if 10_000 < (picture == grey).sum() < 40_000]      # as many as three images have
+    np.testing.assert_allclose(greys, 100 + np.linspace(0, 29, 10).round(), atol=1)
+    assert picture.shape[1] > 2 * picture.shape[0] and len(filmstrip(frames, steps, 4)) < 20_000
+
+
+USERS = {"axes.facecolor": "black", "figure.facecolor": "black", "text.color": "white", "image.origin": "lower",
+         "lines.linewidth": 9, "font.size": 30, "text.usetex": True, "savefig.facecolor": "black"}
+
+
+@pytest.mark.parametrize("backend", ["agg", "pdf", "svg"])
+def test_pictures_are_the_same_whatever_the_reader_has_set_and_so_are_the_settings_afterwards(monkeypatch, backend):
+    def drawn():
+        figure, (axis, tiles) = subplots(1, 2)
+        axis.plot([0, 1], [1, 0])
+        axis.set_title("title")
+        show_tile(tiles, torch.eye(28)[None, None])
+        return png(figure), gif(torch.rand(2, 10, 8, 28, 28, generator=torch.Generator().manual_seed(0)), [0, 1])
+
+    before = dict(plt.rcParams)
+    expected = drawn()
+    assert plt.rcParams == before
+    with plt.rc_context(USERS):
+        plt.switch_backend(backend)
+        mine = dict(plt.rcParams)
+        assert drawn() == expected
+        assert plt.rcParams == mine and plt.figure().get_facecolor() == (0, 0, 0, 1)     # a figure of their own
+        plt.close()
+    plt.switch_backend("agg")
+
+
+def test_a_cell_that_stops_half_way_costs_the_reader_no_settings():
+    before = dict(plt.rcParams)
+    subplots()                                                          # and an error, before png()
+    png(subplots()[0])
+    assert plt.rcParams == before
+
+
+
+
 def test_what_is_grey_all_over_is_shown_as_one_grey():
     """A spread of half a grey level to each side of 0.5, as a forgotten digit has, in a snapshot and in the GIF itself."""
     grey = 0.5 + (torch.rand(1, 10, 8, 28, 28, generator=torch.Generator().manual_seed(0)) - 0.5) / 255
@@ -38,32 +107,80 @@ def test_what_is_grey_all_over_is_shown_as_one_grey():
     assert len(shades.unique()) == 13 and (few_greys(shades / 255) == shades).all()
 
 
+def shown(content, alt, monkeypatch):
+    """The two outputs of show(), as a notebook keeps them."""
+    outputs = []
+    monkeypatch.setattr(figures, "display", lambda data, metadata=None, raw=False: outputs.append(
+        nbformat.v4.new_output("display_data", data, metadata=metadata or {})))
+    show(content, alt)
+    return outputs
+
+
 def test_a_png_is_shown_at_half_its_size_and_keeps_every_grey(monkeypatch):
-    shown = []
-    monkeypatch.setattr(figures, "display", shown.append)
     greys = torch.arange(256, dtype=torch.uint8).repeat(49, 1).T.reshape(4, 4, 28, 28)     # sixteen greys an image
-    figure, axis = plt.subplots(figsize=(4, 4))
+    figure, axis = subplots(figsize=(4, 4))
     show_tile(axis, greys)
     whole = io.BytesIO()
     figure.savefig(whole, dpi=180, bbox_inches="tight")
-    show(png(figure), alt="all greys")
-    pixels = imageio.imread(shown[0].data)
-    assert (shown[0].width, shown[0].height) == (pixels.shape[1] // 2, pixels.shape[0] // 2)
-    assert 280 < shown[0].width < 360                                    # 4 inches of 90 dots, less the margins
+    picture, _ = shown(png(figure), "all greys", monkeypatch)
+    pixels, size = imageio.imread(base64.b64decode(picture.data["image/png"])), picture.metadata["image/png"]
+    assert (size["width"], size["height"]) == (pixels.shape[1] // 2, pixels.shape[0] // 2)
+    assert 280 < size["width"] < 360                                     # 4 inches of 90 dots, less the margins
     assert np.array_equal(pixels, imageio.imread(whole.getvalue())[..., 0])
 
 
-def test_a_gif_goes_out_as_a_png_with_its_text_on_the_ipython_of_colab_too(monkeypatch):
-    """IPython 7.34, which Colab has, knows no Image(alt=…)."""
-    def image_of_7_34(data=None, url=None, filename=None, format=None, embed=None, width=None, height=None, retina=False,
-                      unconfined=False, metadata=None):
-        return Image(data, url, filename, format, embed, width, height, retina, unconfined, metadata)
+def test_a_gif_goes_out_as_a_png_that_moves_alike_and_stands_still_at_its_end(monkeypatch):
+    """The same greys for as long; what knows no moving PNG, as LaTeX, finds the last frame in a PNG as any other."""
+    frames = torch.rand(3, 10, 8, 28, 28, generator=torch.Generator().manual_seed(0))
+    content = gif(frames, [0, 1, 30])
+    picture, _ = shown(content, "noise", monkeypatch)
+    moving = PIL.Image.open(io.BytesIO(base64.b64decode(picture.data["image/png"])))
+    assert moving.format == "PNG" and moving.is_animated and "width" not in picture.metadata["image/png"]
+    still, *pages = (np.asarray(page.convert("L")) for page in PIL.ImageSequence.Iterator(moving))
+    expected = imageio.imread(content, index=None)[..., 0]
+    assert np.array_equal(np.stack(pages), expected) and np.array_equal(still, expected[-1])
+    times = []
+    for i in range(1, moving.n_frames):
+        moving.seek(i)
+        times.append(moving.info["duration"])
+    assert times == [200, 200, 3000]
 
-    shown = []
-    monkeypatch.setattr(figures, "Image", image_of_7_34)
-    monkeypatch.setattr(figures, "display", lambda image: shown.append(DisplayFormatter().format(image)))
-    content = gif(torch.zeros(2, 10, 8, 28, 28, dtype=torch.uint8), [0, 1])
-    show(content, alt="nothing but black")
-    (data, metadata), = shown
-    assert metadata["image/png"] == {"alt": "nothing but black"}
-    assert base64.b64decode(data["image/png"]) == content and len(imageio.imread(content, index=None)) == 2
+
+ALT = "Grey <all> over & \"nothing\" else"
+
+
+@pytest.fixture
+def with_pictures(monkeypatch):
+    """A notebook whose two cells show a PNG and a GIF, both with the text ALT."""
+    black = torch.zeros(2, 10, 8, 28, 28, dtype=torch.uint8)
+    contents = png(subplots()[0]), gif(black, [0, 1])
+    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(outputs=shown(content, ALT, monkeypatch))
+                                           for content in contents])
+
+
+@pytest.mark.parametrize("template", ["lab", "classic"])
+def test_words_and_pictures_pass_through_nbconvert_to_html(with_pictures, template):
+    """Read as a browser reads it: each picture, and after it its words, unseen but there for a screen reader."""
+    page = BeautifulSoup(nbconvert.HTMLExporter(template_name=template).from_notebook_node(with_pictures)[0], "html.parser")
+    pictures, words = page.select("img"), page.find_all("p", string=ALT)
+    assert len(pictures) == len(words) == 2
+    assert all("position:absolute" in word["style"] and word.find_previous("img") is picture
+               for word, picture in zip(words, pictures, strict=True))
+    assert all(picture["src"].startswith("data:image/png;base64,iVBOR") for picture in pictures)
+    assert template == "lab" or all(picture["alt"] == ALT for picture in pictures)
+
+
+def test_latex_is_given_pngs(with_pictures):
+    """nbconvert --to pdf: a GIF under a PNG's name stopped it."""
+    text, resources = nbconvert.LatexExporter().from_notebook_node(with_pictures)
+    assert len(resources["outputs"]) == text.count("{output_") == 2
+    assert all(name.endswith(".png") and content.startswith(b"\x89PNG\r\n\x1a\n")
+               for name, content in resources["outputs"].items())
+
+
+def test_every_renderer_finds_the_words_where_it_looks(with_pictures):
+    """VS Code in the picture's text/plain, nbconvert's classic template in its metadata, the others after the picture."""
+    for cell in with_pictures.cells:
+        picture, words = cell.outputs
+        assert picture.data["text/plain"] == picture.metadata["image/png"]["alt"] == ALT
+        assert list(words.data) == ["text/html"] and BeautifulSoup(words.data["text/html"], "html.parser").text == ALT

@@ -32,6 +32,7 @@ def run_cells(stem, workspace, parameters):
                 namespace.update(workspace=str(workspace), device="cpu", **chosen)
 
 
+@pytest.mark.usefixtures("no_array_of_a_tensor")
 @pytest.mark.parametrize("parameters", ENDS.values(), ids=ENDS.keys())
 def test_the_ends_of_the_ranges_go_through_all_five(parameters, tmp_path, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")

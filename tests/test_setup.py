@@ -4,6 +4,7 @@ Everything here runs in the Python that runs pytest; `.ci/run` does it in an env
 """
 
 import base64
+import io
 import json
 import os
 import re
@@ -13,8 +14,8 @@ import sys
 import time
 from pathlib import Path
 
-import imageio.v3 as imageio
 import nbformat
+import PIL.Image
 import psutil
 import pytest
 import torch
@@ -339,7 +340,7 @@ def shown(command):
     """Runs to the end; returns {the text for screen readers: a picture's number of frames}."""
     pictures = [output for output in outputs(command) if "image/png" in output.get("data", {})]
     contents = [base64.b64decode(output["data"]["image/png"]) for output in pictures]
-    return {output["metadata"]["image/png"]["alt"]: len(imageio.imread(content, index=None)) if content[:3] == b"GIF" else 1
+    return {output["metadata"]["image/png"]["alt"]: PIL.Image.open(io.BytesIO(content)).n_frames
             for output, content in zip(pictures, contents, strict=True)}
 
 

@@ -243,6 +243,7 @@ def nothing(task):
     """A method that forgets to return."""
 
 
+@pytest.mark.usefixtures("no_array_of_a_tensor")
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_a_study_runs_top_to_bottom_in_miniature(path, small, monkeypatch):
     """Every run at a five-hundredth of its length, also where a notebook forgets by itself; tables of the released runs."""

@@ -127,7 +127,7 @@ def clustered(shares, form):
 
 
 def markdown(table):
-    """A DataFrame in markdown, its index as the first columns."""
+    """A DataFrame in markdown, its index as the first columns; a row's name without a heading is that of a model."""
     table = table.reset_index()
-    lines = [table.columns, ["---"] * len(table.columns), *table.to_numpy()]
+    lines = [[heading or "model" for heading in table.columns], ["---"] * len(table.columns), *table.to_numpy()]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
