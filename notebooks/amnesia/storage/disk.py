@@ -7,6 +7,7 @@ again, and a file that could not be read is never called damaged.
 import errno
 import os
 import secrets
+import stat
 import time
 from contextlib import suppress
 from functools import partial
@@ -28,7 +29,7 @@ class Unreadable(WorkspaceError):
 
 
 def reason(error):
-    """What an exception says, or its kind if it says nothing, as a MemoryError."""
+    """What an exception or a text says, or the exception's kind if it says nothing, as a MemoryError."""
     return str(error) or type(error).__name__
 
 
@@ -72,11 +73,13 @@ def unwritten(path, error):
 
 
 def is_there(path):
-    """Whether there is anything at `path`. Raises Unreadable if the drive does not say."""
+    """Whether there is anything at `path`. Raises Unreadable if the drive does not say, and for a link to what is gone."""
     try:
         check_drive(path)
         retry(path.stat)
-    except ABSENT:
+    except ABSENT as error:
+        if path.is_symlink():
+            raise unreadable(path, "it is a link that leads nowhere") from error
         return False
     except OSError as error:
         raise unreadable(path, error) from error
@@ -84,8 +87,10 @@ def is_there(path):
 
 
 def read_whole(path):
-    """The bytes of a file. Raises FileNotFoundError if there is none, and Unreadable if it could not be read."""
+    """The bytes of a file. Raises FileNotFoundError if there is none, and Unreadable if it could not be read, or is none."""
     try:
+        if not stat.S_ISREG(retry(path.stat).st_mode):
+            raise unreadable(path, "it is no regular file, but a folder or a pipe")  # reading which might never end
         return retry(path.read_bytes)
     except ABSENT:
         raise

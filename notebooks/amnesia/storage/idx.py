@@ -3,7 +3,9 @@
 import gzip
 import hashlib
 import queue
+import struct
 import threading
+import zlib
 from http.client import HTTPException
 from urllib.request import Request, urlopen
 
@@ -15,12 +17,12 @@ from .disk import WorkspaceError, is_there, make_folder, read_whole, reason, wri
 SILENCE = 20  # seconds: a mirror that sends nothing for so long is given up
 PIXELS = 28 * 28
 
-# In torchvision's layout, <root>/<dataset>/raw: the uncompressed idx files of both splits, and how long they are
+# The uncompressed idx files of both splits, and how long they are
 RAW_SIZES = {"train-images-idx3-ubyte": 16 + 60_000 * PIXELS, "train-labels-idx1-ubyte": 8 + 60_000,
              "t10k-images-idx3-ubyte": 16 + 10_000 * PIXELS, "t10k-labels-idx1-ubyte": 8 + 10_000}
 
 # MD5 of these files, in the same order. Checked before every use: a file on disk may have been cut off or edited since it
-# was downloaded. Of KMNIST only the archives' MD5 is published, which torchvision checks at the download; here its size is.
+# was downloaded. Of KMNIST only the archives' MD5 is published, which torchvision checks at the download.
 RAW_MD5 = {
     "MNIST": ("6bbc9ace898e44ae57da46a324031adb", "a25bea736e30d166cdddb491f175f624",
               "2646ac647ad5339dbf082846283269ea", "27ae3e4e09519cfbb04c329615203637"),
@@ -29,13 +31,27 @@ RAW_MD5 = {
 }
 
 
-def idx_files(dataset, raw):
-    """{name: content} of the four idx files: from the folder `raw`, else downloaded, and kept there if that can be done.
+# How a file is called in torchvision's folder, packed, and in Kaggle's copies
+FORMS = "{0}/{0}", "{0}", "{0}.gz", "{1}", "{1}.gz"
 
-    Raises ConnectionError if they can't be downloaded, and Unreadable if they are there and can't be read.
+
+def idx_files(dataset, folder):
+    """{name: content} of the four idx files: from disk, else downloaded, and kept there if that can be done.
+
+    They belong in torchvision's <folder>/<dataset>/raw, and are taken from <folder>/<dataset>, <folder>/raw or <folder>
+    itself too, also as .gz. Raises ConnectionError if they can't be downloaded, Unreadable if they are there and can't be
+    read, and ValueError, with what differs, for files of another data set.
     """
-    if all(is_there(raw / file) for file in RAW_SIZES):
-        return {file: read_whole(raw / file) for file in RAW_SIZES}
+    raw = folder / dataset / "raw"
+    for paths in [{file: place / form.format(file, file.replace("-idx", ".idx")) for file in RAW_SIZES}
+                  for place in (raw, raw.parent, folder / "raw", folder) for form in FORMS]:
+        if all(is_there(path) for path in paths.values()):
+            files = {file: unpacked(path) for file, path in paths.items()}
+            for file, path in paths.items():
+                if differs := difference(dataset, file, files[file]):
+                    raise ValueError(f"{path} is not {dataset}'s own file: {differs}. Move the four files away to have them "
+                                     f"downloaded, or set AMNESIA_DATA to a folder that has {dataset}/raw.")
+            return files
     files = download(dataset)
     try:
         make_folder(raw)
@@ -44,6 +60,36 @@ def idx_files(dataset, raw):
     except (OSError, WorkspaceError) as error:
         print(f"{dataset} could not be kept on disk, so the next run will download it again ({error})")
     return files
+
+
+def unpacked(path):
+    """The content of a file, without its gzip."""
+    content = read_whole(path)
+    try:
+        return gzip.decompress(content) if path.suffix == ".gz" else content
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is no whole gzip file ({reason(error)}). Move it away.") from error
+
+
+def difference(dataset, file, content):
+    """What tells an idx file from the data set's own, in words; "" if it is that."""
+    width = PIXELS if "images" in file else 1
+    header = (0x803, 28, 28) if width > 1 else (0x801,)
+    shape, length = 4 * len(header) + 4, RAW_SIZES[file]
+    n = (length - shape) // width
+    wanted = struct.pack(f">{len(header) + 1}I", header[0], n, *header[1:])
+    if content[:4] != wanted[:4]:
+        return "it does not begin as an idx file of " + ("images" if width > 1 else "labels")
+    if content[:shape] != wanted:
+        found = struct.unpack(f">{len(content[4:shape]) // 4}I", content[4:shape])
+        return f"its header says {' × '.join(map(str, found))}, not {' × '.join(map(str, (n, *header[1:])))}"
+    if len(content) != length:
+        return f"it has {len(content):,} bytes, not {length:,}"
+    digest, place = hashlib.md5(content).hexdigest(), [*RAW_SIZES].index(file)
+    others = [other for other, known in RAW_MD5.items() if known[place] == digest and other != dataset]
+    if digest != RAW_MD5[dataset][place] if dataset in RAW_MD5 else others:
+        return f"it is {others[0]}'s" if others else "other bytes, by their MD5"
+    return ""
 
 
 def download(dataset):
@@ -98,15 +144,8 @@ def receive(url, md5):
     return content
 
 
-def read_idx(dataset, raw, files, split):
-    """Images (N, 784) uint8 and labels (N,) int64 of one split, after a check of the files' sizes and digests."""
-    published = dict(zip(RAW_SIZES, RAW_MD5.get(dataset, ()), strict=False))
-    arrays = []
-    for file, header, width in ((f"{split}-images-idx3-ubyte", 16, PIXELS), (f"{split}-labels-idx1-ubyte", 8, 1)):
-        content = files[file]
-        digest = hashlib.md5(content).hexdigest()
-        if len(content) != RAW_SIZES[file] or digest != published.get(file, digest):
-            raise ValueError(f"{raw / file} is damaged: its size or its MD5 is not that of the original file. "
-                             "Delete it and run again to download it anew.")
-        arrays.append(torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=header).view(-1, width))
-    return arrays[0], arrays[1].view(-1).long()
+def split_of(files, split):
+    """Images (N, 784) uint8 and labels (N,) int64 of one split of these files."""
+    images, labels = (torch.frombuffer(bytearray(files[f"{split}-{name}-ubyte"]), dtype=torch.uint8, offset=offset)
+                      for name, offset in (("images-idx3", 16), ("labels-idx1", 8)))
+    return images.view(-1, PIXELS), labels.long()

@@ -43,7 +43,7 @@ def forget_set(forget, before=()):
     forget: a label or several, in a list, tuple, set or array; before: labels that the model has forgotten already. Raises
     ValueError unless they are some of the others, not all.
     """
-    labels = plain(forget)
+    labels = as_python(forget)
     labels = labels if isinstance(labels, (list, tuple, set)) else [labels]
     if not all(map(is_label, labels)) or not 0 < len(set(labels)) < len(LABELS):
         raise ValueError(f"forget={forget!r}: expected one to nine different whole numbers from 0 to 9, as in "
@@ -94,7 +94,7 @@ def check_surrogate(surrogate, forgotten):
 
     Raises ValueError for anything else, and for a label that is itself forgotten.
     """
-    surrogate = plain(surrogate)
+    surrogate = as_python(surrogate)
     if isinstance(surrogate, str) and surrogate == "noise":
         return "noise"
     if not is_label(surrogate):
@@ -104,7 +104,7 @@ def check_surrogate(surrogate, forgotten):
     return surrogate
 
 
-def plain(value):
+def as_python(value):
     """A number or an array of numpy or torch as Python's own number or list; anything else as it is."""
     return value.tolist() if hasattr(value, "tolist") else value
 

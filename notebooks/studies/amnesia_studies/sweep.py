@@ -37,10 +37,11 @@ class Log:
             try:
                 record = json.loads(line)
                 whole = record.pop("sha256") == checksum(record)
-            except (ValueError, KeyError, AttributeError, TypeError):
+                settings, lineage = key(record["settings"]), record["lineage"]
+            except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
                 continue
-            if whole and self.lineage in (None, record["lineage"]):
-                found.setdefault(key(record["settings"]), record)
+            if whole and self.lineage in (None, lineage):
+                found.setdefault(settings, record)
         return found
 
     def append(self, settings, result):
@@ -97,6 +98,8 @@ def sweep(run, grid, log, n_jobs=-1, cluster=None, title="sweep"):
     `notebooks` and `notebooks/studies` on their PYTHONPATH, and the same workspace. A worker that dies has its run done
     again by another. An exception in a run stops the sweep; what is in the log stays there.
     """
+    if not isinstance(n_jobs, int) or n_jobs == 0:
+        raise ValueError(f"n_jobs={n_jobs!r}: expected a number of processes, or -1 for one a core.")
     grid = list({key(settings): settings for settings in grid}.values())
     todo = [settings for settings in grid if key(settings) not in log.records()]
     with contextlib.ExitStack() as stack:
