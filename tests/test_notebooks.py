@@ -142,7 +142,8 @@ def test_a_finished_stage_loads_and_shows_the_same(series):
 def test_a_notebook_killed_in_the_middle_goes_on_and_ends_with_the_same_bytes(tmp_path, digits):
     """kill -9 to papermill and its kernel once progress is on disk; the run that follows equals one never cut off."""
     shutil.copytree(REPOSITORY / "notebooks", tmp_path / "notebooks", ignore=shutil.ignore_patterns("studies"))
-    module, notebook = tmp_path / "notebooks" / "amnesia" / "workspace.py", tmp_path / "notebooks" / NOTEBOOKS[0].name
+    notebook = tmp_path / "notebooks" / NOTEBOOKS[0].name
+    module = tmp_path / "notebooks" / "amnesia" / "storage" / "workspace.py"
     module.write_text(module.read_text().replace("ON_DRIVE = 8, 60", "ON_DRIVE = 0, 0"))   # saves at every look at the clock
     budget = {"steps": 800, "batch_size": 64}
     parameters = {"workspace": str(tmp_path / "cut"), "device": "cpu", **budget}
