@@ -1,7 +1,8 @@
-"""A notebook's cells, run in this process: for tests that look at what its cells define."""
+"""A notebook's cells, run in this process: for tests that look at what they define, and need no kernel."""
 
 from functools import cache
 
+import matplotlib
 import nbformat
 from conftest import REPOSITORY
 
@@ -15,14 +16,20 @@ def code(stem):
     return [cell.source for cell in cells if cell.cell_type == "code" and not cell.source.startswith("#@title")]
 
 
-def run_here(stem, until="", **parameters):
-    """What a notebook's cells define, run in order with these parameters (those of them that it has), on the CPU unless a
-    device is among them; the last one that is run is the first that has the text `until` in it, if one has."""
+def execute(sources, until="", **parameters):
+    """What these cells define, run in order, on the CPU unless the parameters say otherwise; those that the first cell does
+    not have are left out. The last one that is run is the first that holds the text `until`."""
+    matplotlib.use("agg")
     names = {}
-    for number, source in enumerate(code(stem)):
-        exec(compile(source, stem, "exec"), names)
+    for number, source in enumerate(sources):
+        exec(compile(source, "<cell>", "exec"), names)
         if number == 0:
             names |= {name: value for name, value in {"device": "cpu", **parameters}.items() if name in names}
         if until and until in source:
             break
     return names
+
+
+def run_here(stem, until="", **parameters):
+    """execute() of a notebook's cells."""
+    return execute(code(stem), until, **parameters)

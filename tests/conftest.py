@@ -4,8 +4,10 @@ import os
 from functools import partial
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
+from filelock import FileLock
 
 from amnesia import CVAE, Digits, evaluation, load_digits
 from amnesia_studies import experiment as experiment_module
@@ -14,6 +16,9 @@ from amnesia_studies.experiment import Experiment, in_a_worker
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RELEASED = REPOSITORY / "checkpoints" / "released"
+# What the five notebooks are run with here: enough to learn and to forget something
+BUDGETS = {"01": {"steps": 600, "batch_size": 64}, "02": {"n_samples": 2000},
+           "03": {"steps": 500, "batch_size": 64, "learning_rate": 1e-2, "lam": 0.05}, "04": {"n_per_class": 50}, "05": {}}
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of as many processes as cores: more threads would only wait for each other
     os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
@@ -44,6 +49,39 @@ def all_of_mnist(request):
     """Tests marked `mnist` need all 70,000 digits, and are skipped where they cannot be had."""
     if request.node.get_closest_marker("mnist") and len(request.getfixturevalue("digits")[0]) < 60_000:
         pytest.skip("needs all of MNIST: set AMNESIA_DATA to a folder that has MNIST/raw")
+
+
+def run_in_a_kernel(notebook, workspace, cwd=REPOSITORY, **parameters):
+    """Executes a notebook by papermill and returns it; raises papermill's error if a cell does."""
+    import papermill  # which is no part of Colab
+
+    output = workspace / "executed" / notebook.name
+    output.parent.mkdir(parents=True, exist_ok=True)
+    parameters = {"workspace": str(workspace), "device": "cpu", **parameters}
+    return papermill.execute_notebook(notebook, output, parameters, cwd=cwd, progress_bar=False)
+
+
+@pytest.fixture(scope="session")
+def series(tmp_path_factory, digits):
+    """(workspace, {"01": executed notebook, …}): the five in order, started from the repository's root and from notebooks/
+    in turn. Once a session, in whichever of xdist's processes asks first; who uses it leaves it as it is."""
+    shared = tmp_path_factory.getbasetemp()
+    shared = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "series"
+    notebooks = sorted((REPOSITORY / "notebooks").glob("0*.ipynb"))
+    with FileLock(f"{shared}.lock"):
+        if not shared.exists():
+            making = shared.with_suffix(".part")
+            for i, notebook in enumerate(notebooks):
+                cwd = REPOSITORY if i % 2 else REPOSITORY / "notebooks"
+                run_in_a_kernel(notebook, making, cwd, **BUDGETS[notebook.stem[:2]])
+            making.rename(shared)
+    return shared, {path.stem[:2]: nbformat.read(shared / "executed" / path.name, as_version=4) for path in notebooks}
+
+
+@pytest.fixture
+def few(digits):
+    """(train, test): 500 digits each, some of every label."""
+    return [Digits(split.images[::len(split) // 500], split.labels[::len(split) // 500], split.name) for split in digits]
 
 
 @pytest.fixture
