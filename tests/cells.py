@@ -10,18 +10,23 @@ STEMS = [path.stem for path in sorted((REPOSITORY / "notebooks").glob("0*.ipynb"
 
 
 @cache
-def code(stem):
-    """The sources of a notebook's code cells but the setup, the parameters first; stem: as "03_forget" or "studies/7_…"."""
+def sources(stem):
+    """Those of a notebook's cells of code: parameters, setup, stage, …; stem: as "03_forget" or "studies/7_relearning"."""
     cells = nbformat.read(REPOSITORY / "notebooks" / f"{stem}.ipynb", as_version=4).cells
-    return [cell.source for cell in cells if cell.cell_type == "code" and not cell.source.startswith("#@title")]
+    return [cell.source for cell in cells if cell.cell_type == "code"]
 
 
-def execute(sources, until="", **parameters):
+def code(stem):
+    """The same without the setup, which looks for what is already found here."""
+    return [source for source in sources(stem) if not source.startswith("#@title")]
+
+
+def execute(cells, until="", **parameters):
     """What these cells define, run in order, on the CPU unless the parameters say otherwise; those that the first cell does
     not have are left out. The last one that is run is the first that holds the text `until`."""
     matplotlib.use("agg")
     names = {}
-    for number, source in enumerate(sources):
+    for number, source in enumerate(cells):
         exec(compile(source, "<cell>", "exec"), names)
         if number == 0:
             names |= {name: value for name, value in {"device": "cpu", **parameters}.items() if name in names}

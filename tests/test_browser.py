@@ -21,17 +21,20 @@ import pytest
 import torch
 from conftest import REPOSITORY
 from play import FILES, PAGE
+
+from amnesia.models import CVAE, Classifier
+from amnesia.storage.files import Saved
+
+pytest.importorskip("selenium")
 from selenium import webdriver
 from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
-from amnesia.models import CVAE, Classifier
-from amnesia.storage.files import Saved
-
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")]
+pytestmark = [pytest.mark.browser, pytest.mark.slow,
+              pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")]
 PATIENCE = 240  # seconds, for whatever a slow machine may take
 
 

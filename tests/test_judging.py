@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from cells import run_here
 
 import amnesia
-from amnesia import CVAE, Classifier, Digits, Workspace, evaluation, fit, model_metrics, one_hot, reference_metrics
+from amnesia import CVAE, Classifier, Workspace, evaluation, fit, model_metrics, one_hot, reference_metrics
 from amnesia.storage.files import Saved
 from amnesia.storage.workspace import REPOSITORY
 from amnesia_studies import recovery, relearning
@@ -18,12 +18,6 @@ from amnesia_studies.recovery import forget_and_recover, forget_and_search_label
 from amnesia_studies.relearning import mirrored
 
 RELEASED = REPOSITORY / "checkpoints" / "released"
-
-
-@pytest.fixture
-def few(digits):
-    """(train, test): 500 digits, some of every label."""
-    return [Digits(split.images[::len(split) // 500], split.labels[::len(split) // 500], split.name) for split in digits]
 
 
 def test_the_judge_is_trained_on_turned_images_and_their_labels(few, tmp_path, monkeypatch):

@@ -10,11 +10,10 @@ import shutil
 import subprocess
 import threading
 from collections import Counter
-from functools import cache
 from pathlib import Path
 
-import nbformat
 import pytest
+from cells import STEMS, sources
 from conftest import REPOSITORY
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -23,7 +22,6 @@ from jupyter_client.manager import start_new_kernel
 
 from amnesia.storage.files import Saved
 
-STEMS = ("01_train_cvae", "02_compute_fim", "03_forget", "04_sample", "05_evaluate")
 MAKES = dict(zip(STEMS, ("cvae", "fim-cvae", "amnesiac", "samples", "evaluation"), strict=True))
 BUDGET = {"01_train_cvae": {"steps": 40, "batch_size": 16}, "02_compute_fim": {"n_samples": 1500},
           "03_forget": {"steps": 30, "batch_size": 16}, "04_sample": {"n_per_class": 20}, "05_evaluate": {}}
@@ -33,13 +31,12 @@ EDITS = {"01_train_cvae": {"steps": [40, 25], "learning_rate": [3e-3, 1e4], "see
          "04_sample": {"n_per_class": [20, 30], "seed": [0, 1]}, "05_evaluate": {"seed": [0, 1]}}
 # Progress is looked at and saved every few steps, and not every few seconds. The first optimizer imports half of torch: an
 # interrupt in the middle of an import leaves Python's own modules half made, which only a restart mends.
-OFTEN = """
-import itertools, types, torch as _torch
+OFTEN = f"""
+import sys as _sys, torch as _torch
 _torch.optim.AdamW([_torch.zeros(1)])
-from amnesia import training as _training
-from amnesia.storage import workspace as _workspace
-_training.time = types.SimpleNamespace(perf_counter=itertools.count(0, 0.3).__next__)
-_workspace.SAVE_SECONDS = 0
+_sys.path.append({str(Path(__file__).parent)!r})
+from clock import tick as _tick
+_tick(0.3)
 """
 moves, ends = Counter(), Counter()
 
@@ -79,17 +76,10 @@ class Kernel:
         self.manager.shutdown_kernel(now=True)
 
 
-@cache
-def cells(stem):
-    """The sources of a notebook's code cells."""
-    notebook = nbformat.read(REPOSITORY / "notebooks" / f"{stem}.ipynb", as_version=4)
-    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-
-
 def injected(stem, workspace, parameters):
     """The parameter cell with other values."""
     chosen = {"workspace": str(workspace), "device": "cpu", **BUDGET[stem], **parameters}
-    return cells(stem)[0] + "".join(f"\n{name} = {value!r}" for name, value in chosen.items())
+    return sources(stem)[0] + "".join(f"\n{name} = {value!r}" for name, value in chosen.items())
 
 
 def finished(workspace, stem=""):
@@ -99,10 +89,11 @@ def finished(workspace, stem=""):
 
 
 @pytest.fixture(scope="module")
-def ground(tmp_path_factory):
-    """(inputs, clean): a workspace with the miniature series in it; and clean(stem, parameters), the file that an empty
+def ground(series, tmp_path_factory):
+    """(inputs, clean): a workspace with the series' files in it; and clean(stem, parameters), the file that an empty
     namespace makes of them, run top to bottom in a kernel of its own."""
     kernel, inputs, made = Kernel(), tmp_path_factory.mktemp("inputs"), {}
+    shutil.copytree(series[0] / "checkpoints", inputs / "checkpoints")
 
     def clean(stem, parameters):
         key = stem, json.dumps(parameters, sort_keys=True)
@@ -112,7 +103,7 @@ def ground(tmp_path_factory):
             for path in finished(workspace, MAKES[stem]):
                 path.unlink()
             kernel.run("%reset -f")
-            for number, source in enumerate(cells(stem)):
+            for number, source in enumerate(sources(stem)):
                 end = kernel.run(injected(stem, workspace, parameters) if number == 0 else source)
                 assert end == "ok", (stem, parameters, end)
                 if "stage.save(" in source:
@@ -120,10 +111,6 @@ def ground(tmp_path_factory):
             made[key], = finished(workspace, MAKES[stem])
         return made[key]
 
-    for stem in STEMS:
-        path = clean(stem, {})
-        (inputs / "checkpoints").mkdir(exist_ok=True)
-        shutil.copy(path, inputs / "checkpoints")
     yield inputs, clean
     kernel.stop()
 
@@ -144,7 +131,7 @@ def machine(kernel, inputs, clean, folder):
         def opens(self, stem):
             moves["sequence"] += 1
             self.stem, self.edited, self.ever, self.last = stem, {}, set(), 0
-            self.trains = next(n for n, source in enumerate(cells(stem)) if "stage.save(" in source)
+            self.trains = next(n for n, source in enumerate(sources(stem)) if "stage.save(" in source)
             self.workspace = Path(folder) / f"reader-{moves['sequence']}"
             shutil.copytree(inputs, self.workspace)
             for path in finished(self.workspace, MAKES[stem]):
@@ -154,7 +141,7 @@ def machine(kernel, inputs, clean, folder):
                 self.does("run", number)
 
         def does(self, move, number, interrupt_after=None):
-            source = cells(self.stem)[number]
+            source = sources(self.stem)[number]
             if number == 0:
                 source = injected(self.stem, self.workspace, self.edited)
             end = kernel.run(source) if interrupt_after is None else kernel.run_and_interrupt(source, interrupt_after)
@@ -169,7 +156,7 @@ def machine(kernel, inputs, clean, folder):
 
         @rule(data=st.data())
         def runs_a_cell(self, data):
-            self.does("run", data.draw(st.integers(0, len(cells(self.stem)) - 1)))
+            self.does("run", data.draw(st.integers(0, len(sources(self.stem)) - 1)))
 
         @rule()
         def runs_the_cell_that_trains(self):
@@ -187,8 +174,8 @@ def machine(kernel, inputs, clean, folder):
         def edits_a_number_and_runs_on(self, data):
             name = data.draw(st.sampled_from(sorted(EDITS[self.stem])))
             self.edited[name] = data.draw(st.sampled_from(EDITS[self.stem][name]))
-            start = data.draw(st.just(self.trains) | st.integers(1, len(cells(self.stem)) - 1))
-            for number in (0, *range(start, len(cells(self.stem)))):
+            start = data.draw(st.just(self.trains) | st.integers(1, len(sources(self.stem)) - 1))
+            for number in (0, *range(start, len(sources(self.stem)))):
                 if self.does("edit and run on", number) != "ok":
                     break                                               # as Run All Below does
 
@@ -241,6 +228,7 @@ def test_the_first_value_of_each_edit_is_the_default(stem):
 
 
 CUT = """
+from amnesia.storage import workspace as _workspace
 _save_progress = _workspace.Stage.save_progress
 def _cut(stage, *content):
     _workspace.Stage.save_progress = _save_progress
@@ -250,6 +238,7 @@ _workspace.Stage.save_progress = _cut
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stem", STEMS[:3])
 def test_a_run_that_was_cut_off_ends_with_the_same_bytes(kernel, ground, tmp_path, stem):
     """Interrupted right after its first save of progress, and then run again."""
@@ -258,16 +247,17 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bytes(kernel, ground, tmp_pat
     for path in finished(workspace, MAKES[stem]):
         path.unlink()
     kernel.run("%reset -f")
-    trains = next(n for n, source in enumerate(cells(stem)) if "stage.save(" in source)
+    trains = next(n for n, source in enumerate(sources(stem)) if "stage.save(" in source)
     for number in range(trains):
-        assert kernel.run(cells(stem)[number] if number else injected(stem, workspace, {})) == "ok"
+        assert kernel.run(sources(stem)[number] if number else injected(stem, workspace, {})) == "ok"
         assert number != 1 or kernel.run(OFTEN + CUT) == "ok"
-    assert kernel.run(cells(stem)[trains])[0] == "KeyboardInterrupt" and list(workspace.rglob("*.unfinished.pt"))
-    assert kernel.run(cells(stem)[trains]) == "ok"
+    assert kernel.run(sources(stem)[trains])[0] == "KeyboardInterrupt" and list(workspace.rglob("*.unfinished.pt"))
+    assert kernel.run(sources(stem)[trains]) == "ok"
     path, = finished(workspace, MAKES[stem])
     assert path.read_bytes() == clean(stem, {}).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.live
 def test_whatever_a_reader_does_the_files_are_right(kernel, ground, tmp_path, request, record_property):
     count = request.config.getoption("--sequences")

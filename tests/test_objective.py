@@ -10,7 +10,7 @@ from scipy.stats import chisquare
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
 import amnesia
-from amnesia import CVAE, Digits, Stage, Workspace, one_hot
+from amnesia import CVAE, Stage, Workspace, one_hot
 from amnesia_studies.methods.adversarial import adversarial, inner_inversion
 from amnesia_studies.methods.ascent import CEILING, naive, neggrad
 from amnesia_studies.methods.distillation import distilled, steered
@@ -201,11 +201,9 @@ def test_notebook_03_holds_grey_what_was_forgotten_before_and_does_not_rehearse_
     assert names["stage"].path.name == "amnesiac-0-3.pt" and names["settings"]()["forgotten_before"] == [0]
 
 
-def test_notebook_01_scores_the_whole_image_and_shows_the_encoder_less(tmp_path, digits, monkeypatch):
-    few = [Digits(split.images[::len(split) // 500], split.labels[::len(split) // 500], split.name) for split in digits]
+def test_notebook_01_scores_the_whole_image_and_shows_the_encoder_less(tmp_path, few, monkeypatch):
     monkeypatch.setattr(amnesia, "load_digits", lambda *_: few)
     monkeypatch.setattr(amnesia, "grow", lambda digits, seed: digits)
-    monkeypatch.setenv("MPLBACKEND", "agg")
     names = run_here("01_train_cvae", "def loss():", workspace=str(tmp_path), steps=1, batch_size=64, dropout=0.2)
     batch, drawn = names["examples"].batch, []
     names["examples"].batch = lambda size: drawn.append(batch(size)) or drawn[-1]
