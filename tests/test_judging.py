@@ -7,9 +7,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cells import run_here
+from scipy.stats import chisquare
 
 import amnesia
-from amnesia import CVAE, Classifier, Workspace, evaluation, fit, model_metrics, one_hot, reference_metrics
+from amnesia import (
+    CVAE,
+    Classifier,
+    Workspace,
+    evaluation,
+    fit,
+    grey_reference,
+    model_metrics,
+    one_hot,
+    reference_metrics,
+)
 from amnesia.storage.files import Saved
 from amnesia.storage.workspace import REPOSITORY
 from amnesia_studies import recovery, relearning
@@ -140,3 +151,26 @@ def test_relearning_asks_the_first_judge_and_is_taught_by_real_images(experiment
         assert one.judge is experiment.judge and one.label == 4 and len(one.images) == min(k, len(digits))
         assert one.share == (0.85 if one.mirror_of is None else 0.7)
         assert all((255 * row).round().byte().numpy().tobytes() in real for row in one.images)
+
+
+def test_the_references_are_of_flat_grey_and_of_uniform_noise(few):
+    """By the pictures that the judge is shown: 128 of 255 everywhere, and every grey alike."""
+    judge = Certain(3)
+    grey = grey_reference(judge, [3, 5])
+    assert (grey["forgotten_probability"], grey["entropy"]) == pytest.approx((0.5, 0), abs=1e-6)
+    assert judge.seen and all((x == 128 / 255).all() for x in judge.seen)
+    judge.seen.clear()
+    reference_metrics(judge, *few, [0], list(range(1, 10)), n=200)
+    noise, = (x for x in judge.seen if len(x) == 200 and 0.49 < x.mean() < 0.51)
+    counts = (255 * noise).round().long().flatten().bincount(minlength=256)
+    assert len(counts) == 256 and chisquare(counts).pvalue > 1e-4 and noise.std(0).min() > 0.2
+
+
+def test_the_frechet_distances_interval_is_1_96_standard_errors_by_the_bootstrap():
+    """The spread of the distance over fresh samples from the same distribution, which the bootstrap stands for."""
+    generator = torch.Generator().manual_seed(0)
+    real = torch.randn(2000, 3, generator=generator)
+    fresh = [evaluation.frechet(1.5 + torch.randn(300, 3, generator=generator), real) for _ in range(200)]
+    value, (low, high) = evaluation.frechet_interval(1.5 + torch.randn(300, 3, generator=generator), real, resamples=400)
+    assert value == pytest.approx((low + high) / 2)
+    assert high - low == pytest.approx(2 * 1.96 * torch.tensor(fresh).std().item(), rel=0.25)

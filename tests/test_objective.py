@@ -10,7 +10,7 @@ from scipy.stats import chisquare
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
 import amnesia
-from amnesia import CVAE, Stage, Workspace, one_hot
+from amnesia import CVAE, Stage, Workspace, diagonal_fisher, one_hot
 from amnesia_studies.methods.adversarial import adversarial, inner_inversion
 from amnesia_studies.methods.ascent import CEILING, naive, neggrad
 from amnesia_studies.methods.distillation import distilled, steered
@@ -430,3 +430,12 @@ def test_the_label_edit_learns_noise_from_any_z(studied, noise):
     assert_drawn_alike(told, FORGOTTEN)
     assert list(terms) == ["forget"]
     assert terms["forget"].item() == pytest.approx(nll(model.exact, z, told, noise()).mean().item(), rel=1e-4)
+
+
+def test_the_fisher_information_of_chosen_labels_is_of_them_alone(cvae):
+    """No image of another label, so nothing flows through another label's weights; and each of them alike."""
+    fim = diagonal_fisher(cvae, 400, labels=FORGOTTEN)
+    columns = fim["decoder.0.weight"][:, cvae.latent_dim:].sum(0), fim["encoder.0.weight"][:, 784:].sum(0)
+    for column in columns:
+        assert column.nonzero().flatten().tolist() == FORGOTTEN.tolist()
+        assert 0.5 < column[3] / column[8] < 2
