@@ -14,6 +14,7 @@ from amnesia import (
     CVAE,
     Classifier,
     Workspace,
+    ask,
     evaluation,
     fit,
     grey_reference,
@@ -85,12 +86,16 @@ def test_twins_are_of_one_z_by_the_seed_and_each_model_is_scored_by_its_own(few,
     result = run_here("05_evaluate", "stage.save(", workspace=str(tmp_path))["result"]
     saved = torch.load(tmp_path / "checkpoints" / "samples-0.pt", weights_only=True)["state"]
     judge, kept = Saved(RELEASED / "classifier.pt").build(Classifier, "cpu"), list(range(1, 10))
+    real = ask(judge, few[1].only(kept).images)[1]
     for title, name in (("original", "cvae"), ("amnesiac", "amnesiac-0")):
         cvae = Saved(RELEASED / f"{name}.pt").build(CVAE, "cpu")
         scored = model_metrics(judge, saved[title], cvae, few[1], [0], kept)
         assert (saved[title].double() - sampled(cvae, 40, 3)).abs().max() < 0.51, title
         assert getattr(result, title) == scored, title
+        assert scored["kept_frechet"] == evaluation.frechet(ask(judge, saved[title][kept])[1], real)
     assert result.reference == reference_metrics(judge, *few, [0], kept)
+    floor = evaluation.frechet(ask(judge, few[0].only(kept).images)[1], real)
+    assert result.reference["kept_frechet_floor"] == pytest.approx(floor, rel=1e-4)
 
 
 class Certain(torch.nn.Module):
@@ -102,7 +107,7 @@ class Certain(torch.nn.Module):
 
     def features(self, x):
         self.seen.append(x)
-        return x[:, :1] * 0
+        return x[:, :10] * 0
 
     def head(self, features):
         return features + 100 * F.one_hot(torch.tensor(self.label), 10)
