@@ -125,7 +125,8 @@ class Stage:
             if found := self._changes(Saved(self.path)):
                 print(f"{self.path} is another run's, and would be kept beside a new one: {', '.join(found)}")
             elif not overwrite:
-                print(f"Already done with these settings: {self.path} (overwrite=True does it again)")
+                done = self.path.relative_to(workspace.folder)
+                print(f"Already done with these settings: {done} (overwrite=True does it again)")
 
     def done(self, edits=None):
         """Does the workspace hold this stage's file, made with these settings and inputs, and `overwrite` is off?
