@@ -11,7 +11,6 @@ from filelock import FileLock
 
 from amnesia import CVAE, Digits, evaluation, load_digits
 from amnesia_studies import experiment as experiment_module
-from amnesia_studies import scoring
 from amnesia_studies.experiment import Experiment, in_a_worker
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -98,7 +97,7 @@ def small(tmp_path, digits, monkeypatch):
              for split, n in zip(digits, (3000, 300), strict=True)]
     few = [Digits(split.images[pick], split.labels[pick], split.name) for split, pick in zip(digits, picks, strict=True)]
     monkeypatch.setattr(experiment_module, "load_digits", lambda *_: few)
-    monkeypatch.setattr(scoring, "SAMPLES", 20)
+    monkeypatch.setattr(Experiment, "samples", 20)
     monkeypatch.setattr(evaluation, "frechet", partial(evaluation.frechet, resamples=2))
     in_a_worker.cache_clear()
     return Experiment(tmp_path, device="cpu")

@@ -14,7 +14,6 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 import amnesia
 from amnesia import CVAE, Digits, Stage, Workspace, fit, negative_elbo_terms, train_judge, training
 from amnesia_studies import experiment as experiment_module
-from amnesia_studies import scoring
 from amnesia_studies.experiment import Experiment
 from amnesia_studies.methods import METHODS, references
 from amnesia_studies.methods.selective_amnesia import batch_mean_fisher, selective_amnesia
@@ -45,7 +44,7 @@ def elsewhere(digits):
 
     with pytest.MonkeyPatch.context() as patch:
         for owner, name, value in ((amnesia, "load_digits", few), (experiment_module, "load_digits", few),
-                                   (scoring, "SAMPLES", 20),
+                                   (experiment_module.Experiment, "samples", 20),
                                    (amnesia, "png", lambda figure: plt.close(figure) or b""),
                                    (amnesia, "grow", lambda digits, seed: digits),
                                    (references, "grow", lambda digits, seed: digits),

@@ -143,11 +143,12 @@ def forgetting_metrics(probabilities, asked, images):
             "forgotten_contrast": mean_interval(images.reshape(-1, PIXELS).double().std(1, correction=0))}
 
 
-def model_metrics(judge, samples, cvae, test, forgotten, kept, real=None):
+def model_metrics(judge, samples, cvae, test, forgotten, kept, real=None, bound=elbo):
     """One model's block of evaluation-<digits>.json.
 
     samples: uint8 (10, n, 28, 28), row = label asked for; test: Digits of real test images; forgotten, kept: labels; real:
-    ask(judge, test.images), if that is known already.
+    ask(judge, test.images), if that is known already; bound: what stands under kept_elbo and forgotten_elbo, a function of
+    the model and of Digits like elbo().
     """
     n = samples.shape[1]
     probabilities, features = (values.view(CLASSES, n, -1) for values in ask(judge, samples))
@@ -160,8 +161,8 @@ def model_metrics(judge, samples, cvae, test, forgotten, kept, real=None):
         kept_accuracy=wilson_interval(hits.sum().item(), n * len(kept)),
         kept_accuracy_worst=wilson_interval(hits.min().item(), n),
         kept_frechet=frechet(features[kept].flatten(0, 1), real_features),
-        kept_elbo=mean_interval(elbo(cvae, test.only(kept))),
-        forgotten_elbo=mean_interval(elbo(cvae, test.only(forgotten))))}
+        kept_elbo=mean_interval(bound(cvae, test.only(kept))),
+        forgotten_elbo=mean_interval(bound(cvae, test.only(forgotten))))}
 
 
 def of_labels(digits, labels):

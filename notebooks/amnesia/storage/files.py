@@ -23,11 +23,11 @@ from .disk import ABSENT, WorkspaceError, read_whole, reason, unreadable, unwrit
 
 FORMAT = 1
 MADE_BY = {"cvae": "01_train_cvae", "fim": "02_compute_fim", "amnesiac": "03_forget", "samples": "04_sample",
-           "evaluation": "05_evaluate"}
+           "evaluation": "05_evaluate", "denoiser": "studies/12_diffusion"}
 BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, LookupError, OSError, OverflowError, RuntimeError,
               ValueError)  # what zipfile raises at bytes that are no whole archive
 torch.save({}, io.BytesIO())  # which imports some of torch, late: by then it may be out of this user's reach
-OF_WEIGHTS = ("cvae", "fim", "amnesiac", "classifier")  # kinds whose state has to be finite numbers
+OF_WEIGHTS = ("cvae", "fim", "amnesiac", "classifier", "denoiser")  # kinds whose state has to be finite numbers
 
 
 class Damaged(ValueError):
@@ -53,6 +53,8 @@ def remedy(name):
     if kind not in MADE_BY:
         return "No notebook makes a file of this name: see whether the parameter `model` is spelt right."
     model = name.removeprefix("fim-").removesuffix(".pt")
+    if kind_of(model) == "denoiser":
+        kind = "denoiser"
     chosen = f' with model="{model}"' if kind == "fim" and model != "cvae" else ""
     return f"Run {MADE_BY[kind]}.ipynb{chosen} to make it."
 

@@ -9,7 +9,7 @@ from functools import cache, cached_property, partial
 import torch
 
 from amnesia.data import CLASSES, load_digits
-from amnesia.evaluation import ask, grey_reference, load_judge, of_labels
+from amnesia.evaluation import ask, elbo, grey_reference, load_judge, of_labels
 from amnesia.models import CVAE, Classifier
 from amnesia.processor import pick_device
 from amnesia.storage.parameters import check_dataset, forget_set
@@ -18,7 +18,7 @@ from amnesia.storage.workspace import REPOSITORY, Workspace
 from .methods import METHODS, Task
 from .sweep import Log, sweep
 
-ATTACKS = ("attacks", "one-label")                          # logs of runs that the second judge scores
+ATTACKS = ("attacks", "one-label", "diffusion-recovery")    # logs of runs that the second judge scores
 
 
 class Experiment:
@@ -26,8 +26,11 @@ class Experiment:
 
     A run is a function of an Experiment and of settings that JSON can hold: forget_and_score, forget_in_turn (scoring.py),
     forget_and_recover, forget_apart (recovery.py). Raises WorkspaceError for files that are missing or do not belong
-    together.
+    together. What another kind of model needs is said by four attributes: its class, its methods, its bound on log p(x|c),
+    and how many samples of each label it is judged by.
     """
+
+    network, methods, bound, samples = CVAE, METHODS, staticmethod(elbo), 1000
 
     def __init__(self, workspace="auto", dataset="MNIST", device="auto", model="cvae", use_drive=True):
         self.store, self.device = Workspace(workspace, use_drive, dataset), pick_device(device)
@@ -35,14 +38,14 @@ class Experiment:
         check_dataset(cvae, dataset)
         judge = load_judge(self.store, self.device)
         fim = self.store.load(f"fim-{model}.pt", made_from=[cvae])
-        self.cvae, self.judge = cvae.build(CVAE, self.device), judge.build(Classifier, self.device)
+        self.cvae, self.judge = cvae.build(self.network, self.device), judge.build(Classifier, self.device)
         self.fim, self.recipe = {name: value.to(self.device) for name, value in fim.state.items()}, cvae.settings
         self.train, self.test = load_digits(dataset, self.store.data, self.device)
         self.lineage = {source.name: source.digest for source in (cvae, fim, judge, self.train, self.test)}
         self.arguments = str(self.store.folder), dataset, device, model
 
     def __reduce__(self):
-        return in_a_worker, self.arguments                  # which reads the files itself
+        return in_a_worker, (type(self), *self.arguments)   # which reads the files itself
 
     @cached_property
     def second_judge_file(self):
@@ -76,9 +79,9 @@ class Experiment:
 
     def forget(self, method, forget, seed=0, scale=1.0, **options):
         """A CVAE that has forgotten these labels by a method, one of METHODS or a function of a Task. Raises Diverged."""
-        function = method if callable(method) else METHODS[method].function
+        function = method if callable(method) else self.methods[method].function
         cvae = function(self.task(forget, seed, scale), **options)
-        if not isinstance(cvae, CVAE):
+        if not isinstance(cvae, self.network):
             raise TypeError(f"{function.__name__} returned a {type(cvae).__name__}: a method returns the new CVAE.")
         return cvae
 
@@ -116,7 +119,7 @@ def released_folder(dataset):
 
 
 @cache
-def in_a_worker(*arguments):
+def in_a_worker(kind, *arguments):
     """The Experiment of a worker process: read once, and without a word, since its output would end up in the notebook's."""
     with open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):
-        return Experiment(*arguments)
+        return kind(*arguments)

@@ -34,3 +34,22 @@ def grid(method, sets, seeds, **options):
 def plan(choices, sets, seeds, **common):
     """{row: settings of its runs} for {row: its method and that method's options}; common: options of all rows."""
     return {row: grid(sets=sets, seeds=seeds, **options, **common) for row, options in choices.items()}
+
+
+# What study 12 asks of a diffusion model: {row: the method and its options}. What stands beside the grey of the forgotten
+# label, and what stands in its place.
+DENOISERS = {
+    "original": {"method": "original"},
+    "distilled": {"method": "selective amnesia", "lam": 0.0},
+    "distilled, λ = 1": {"method": "selective amnesia", "lam": 1.0},
+    "no label replayed": {"method": "selective amnesia", "lam": 0.0, "unconditional": "replay"},
+    "distilled, λ = 0.1": {"method": "selective amnesia", "lam": 0.1},
+    "distilled, λ = 10": {"method": "selective amnesia", "lam": 10.0},
+    "distilled, λ = 100": {"method": "selective amnesia", "lam": 100.0},
+    "replay": {"method": "selective amnesia", "lam": 0.0, "remember": "replay"},
+    "nothing, λ = 1": {"method": "selective amnesia", "lam": 1.0, "remember": "nothing"},
+    "nothing, λ = 100": {"method": "selective amnesia", "lam": 100.0, "remember": "nothing"},
+    "noise for grey": {"method": "selective amnesia", "lam": 0.0, "surrogate": "noise"},
+    "retrain": {"method": "retrain"},
+    "oracle": {"method": "oracle"},
+    "another": {"method": "another"}}

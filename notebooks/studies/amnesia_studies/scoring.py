@@ -13,8 +13,6 @@ from amnesia.training import Diverged
 from .bounds import importance_weighted_bound, refit_encoder
 from .methods import Task, distilled, selective_amnesia
 
-SAMPLES = 1000  # of each label, that a model is judged by
-
 
 def forget_and_score(experiment, method, forget, seed=0, scale=1.0, bounds=False, **options):
     """One run: the original forgets the labels `forget` by a METHOD with these options; its figures, as plain values.
@@ -54,14 +52,15 @@ def forget_in_turn(experiment, forget, seed=0, scale=1.0, remember="replay"):
 
 def score(experiment, cvae, forget, seed=0):
     """The figures of evaluation-<digits>.json; precision and recall, means over kept labels; P and H of each label."""
-    (forgotten, kept), n = forget_set(forget), SAMPLES
+    (forgotten, kept), n = forget_set(forget), experiment.samples
     z = torch.randn(CLASSES * n, cvae.latent_dim, generator=torch.Generator().manual_seed(seed)).to(experiment.device)
     labels = torch.arange(CLASSES, device=experiment.device).repeat_interleave(n)
     samples = (cvae.generate(labels, z) * 255).round().byte().view(CLASSES, n, 28, 28)
     probabilities, features = (values.view(CLASSES, n, -1) for values in ask(experiment.judge, samples))
     pairs = [precision_recall(features[label], experiment.real_features[label]) for label in kept]
     precision, recall = (sum(values) / len(kept) for values in zip(*pairs, strict=True))
-    return {**model_metrics(experiment.judge, samples, cvae, experiment.test, forgotten, kept, experiment.real),
+    return {**model_metrics(experiment.judge, samples, cvae, experiment.test, forgotten, kept, experiment.real,
+                            experiment.bound),
             "precision": precision, "recall": recall,
             "P": [probabilities[label, :, label].mean().item() for label in range(CLASSES)],
             "H": entropy(probabilities).mean(1).tolist()}

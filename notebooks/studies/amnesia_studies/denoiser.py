@@ -1,0 +1,148 @@
+"""A class-conditional diffusion model of MNIST's pixels: its network, its loss and its sampler.
+
+An image x in [-1, 1] and noise e of the standard normal make z = cos(a) x + sin(a) e, where the angle a = t pi/2 goes from
+the image at t = 0 to the noise at t = 1. As a grows, z moves with the velocity v = dz/da = cos(a) e - sin(a) x. The network
+says which v is to be expected at z (v-prediction: Salimans & Ho 2022, App. D; the cosine schedule: Nichol & Dhariwal 2021).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from amnesia.data import CLASSES, PIXELS, one_hot
+from amnesia.processor import bfloat16_products
+
+
+class ResnetBlock2D(nn.Module):
+    """Two convolutions and a way around them; the embedding of time and label is added in between."""
+
+    def __init__(self, n_in, n_out, n_embedding):
+        super().__init__()
+        self.norm1, self.conv1 = nn.GroupNorm(8, n_in), nn.Conv2d(n_in, n_out, 3, padding=1)
+        self.time_emb_proj = nn.Linear(n_embedding, n_out)
+        self.norm2, self.conv2 = nn.GroupNorm(8, n_out), nn.Conv2d(n_out, n_out, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(n_in, n_out, 1) if n_in != n_out else nn.Identity()
+        nn.init.zeros_(self.conv2.weight)                          # at first each block passes on what it is given
+
+    def forward(self, x, embedding):
+        h = self.conv1(F.silu(self.norm1(x))) + self.time_emb_proj(embedding)[:, :, None, None]
+        return self.conv_shortcut(x) + self.conv2(F.silu(self.norm2(h)))
+
+
+class Denoiser(nn.Module):
+    """A small UNet at 14 x 14 and 7 x 7, of which four pixels are one place with four channels.
+
+    Laid out and named as `UNet2DModel` of diffusers is, which loads its state_dict. The label enters as a vector: its
+    product with class_embedding is added to the embedding of time.
+    """
+
+    latent_dim = PIXELS                                            # the noise that an image is drawn from
+
+    def __init__(self, widths=(32, 64)):
+        super().__init__()
+        self.config = {"widths": list(widths)}                     # Denoiser(**config) rebuilds it
+        wide, deep = widths
+        n = 4 * wide
+        self.conv_in = nn.Conv2d(4, wide, 3, padding=1)
+        self.time_embedding = nn.ModuleDict({"linear_1": nn.Linear(wide, n), "linear_2": nn.Linear(n, n)})
+        self.class_embedding = nn.Embedding(CLASSES, n)
+
+        def block(*widths, **samplers):
+            resnets = nn.ModuleList([ResnetBlock2D(n_in, n_out, n) for n_in, n_out in widths])
+            convs = {name: nn.ModuleList([nn.ModuleDict({"conv": conv})]) for name, conv in samplers.items()}
+            return nn.ModuleDict({"resnets": resnets, **convs})
+
+        self.down_blocks = nn.ModuleList([
+            block((wide, wide), downsamplers=nn.Conv2d(wide, wide, 3, stride=2, padding=1)), block((wide, deep))])
+        self.mid_block = block((deep, deep), (deep, deep))
+        self.up_blocks = nn.ModuleList([
+            block((2 * deep, deep), (deep + wide, deep), upsamplers=nn.Conv2d(deep, deep, 3, padding=1)),
+            block((deep + wide, wide), (2 * wide, wide))])
+        self.conv_norm_out, self.conv_out = nn.GroupNorm(8, wide), nn.Conv2d(wide, 4, 3, padding=1)
+        nn.init.zeros_(self.conv_out.weight)
+        self.to(memory_format=torch.channels_last)                 # the order in memory that convolutions are fastest in
+
+    def forward(self, z, t, y):
+        """The velocity v (B, 784) to be expected at the noised images z (B, 784), times t (B,) in [0, 1], for label
+        vectors y (B, 10); y = 0 says no label. In bfloat16 where a CPU has units for it."""
+        with bfloat16_products(z.device):
+            return self._velocity(z, t, y).to(z.dtype)
+
+    def _velocity(self, z, t, y):
+        wide = self.conv_in.out_channels
+        rates = 1000 * torch.exp(-math.log(10_000) * torch.arange(wide // 2, device=z.device) / (wide // 2))
+        angles = t[:, None] * rates.to(t.dtype)
+        first, second = self.time_embedding.values()
+        time = second(F.silu(first(torch.cat([angles.cos(), angles.sin()], 1))))
+        embedding = F.silu(time + y @ self.class_embedding.weight)
+
+        h = self.conv_in(F.pixel_unshuffle(z.view(-1, 1, 28, 28), 2))              # (B, wide, 14, 14)
+        skipped = [h]
+        for block in self.down_blocks:
+            for resnet in block["resnets"]:
+                h = resnet(h, embedding)
+                skipped.append(h)
+            if "downsamplers" in block:
+                h = block["downsamplers"][0]["conv"](h)            # (B, wide, 7, 7)
+                skipped.append(h)
+        for resnet in self.mid_block["resnets"]:
+            h = resnet(h, embedding)                               # (B, deep, 7, 7)
+        for block in self.up_blocks:
+            for resnet in block["resnets"]:
+                h = resnet(torch.cat([h, skipped.pop()], 1), embedding)
+            if "upsamplers" in block:
+                h = block["upsamplers"][0]["conv"](F.interpolate(h, scale_factor=2.0))
+        h = self.conv_out(F.silu(self.conv_norm_out(h)))
+        return F.pixel_shuffle(h, 2).flatten(1)
+
+    @torch.no_grad()
+    def generate(self, labels, z=None):
+        """Images (B, 784) in [0, 1] for labels (B,), from noise z (B, 784), drawn here unless given."""
+        z = torch.randn(len(labels), PIXELS, device=labels.device) if z is None else z
+        return torch.cat([sample(self, one_hot(c), part) for c, part in zip(labels.split(1000), z.split(1000), strict=True)])
+
+
+def noised(x, t, noise):
+    """(z, v) at times t (B,): images x (B, 784) in [0, 1] and noise (B, 784), mixed, and the velocity; each (B, 784)."""
+    cos, sin = (t * math.pi / 2).cos()[:, None], (t * math.pi / 2).sin()[:, None]
+    x = 2 * x - 1
+    return cos * x + sin * noise, cos * noise - sin * x
+
+
+def times(n, device):
+    """n times in [0, 1), evenly spread from a random start, so that one batch's mean differs little from the next's
+    (Kingma et al. 2021, App. I.1); in a random order."""
+    return (torch.rand(1, device=device) + torch.randperm(n, device=device) / n) % 1
+
+
+def denoising_loss(denoiser, x, y, t, noise):
+    """An unbiased estimate of the weighted negative ELBO of each image x (B, 784) given the label vectors y (B, 10), (B,)
+    nats, from one time t (B,) and one noise (B, 784) each.
+
+    L = 1/2 E_t[w(l) (-dl/dt) |e - e'|^2] with the log signal-to-noise ratio l = 2 log cot(t pi/2), and the weight
+    w = exp(-l/2) = tan(t pi/2), where the ELBO itself has w = 1 (Kingma & Gao 2023, Eq. 2 and 13). In terms of v this is
+    pi/2 E_t |v - v'|^2.
+    """
+    z, v = noised(x, t, noise)
+    return math.pi / 2 * (v - denoiser(z, t, y)).square().sum(1)
+
+
+@torch.no_grad()
+def sample(denoiser, y, z, steps=15, guidance=1.5):
+    """Images (B, 784) in [0, 1] for label vectors y (B, 10) from noise z (B, 784): DDIM (Song et al. 2021), no other chance.
+
+    A step turns z by the angle d = pi/2 / steps, as if its image and its noise stayed what they are: cos(d) z - sin(d) v.
+    guidance: v is moved so many times as far from what the network says without a label as with it (classifier-free
+    guidance, Ho & Salimans 2022); 1 is none.
+    """
+    d = math.pi / 2 / steps
+    for i in range(steps, 0, -1):
+        t = torch.full((len(z),), i / steps, device=z.device, dtype=z.dtype)
+        v = denoiser(z, t, y)
+        if guidance != 1:
+            unconditional = denoiser(z, t, torch.zeros_like(y))
+            v = unconditional + guidance * (v - unconditional)
+        z = math.cos(d) * z - math.sin(d) * v
+    return (z.clamp(-1, 1) + 1) / 2
