@@ -2,7 +2,7 @@
 
 Checks on the card that the same seed gives the same values, also after a run was cut off and resumed, and counts how often
 training waits for the card; then times the stages beside the reference recipe, and all five notebooks. Prints one table and
-writes gpu.json, with the card's name.
+writes gpu.json, with the card's name; `gpu.py page` writes that into README.md here.
 """
 
 import contextlib
@@ -124,18 +124,23 @@ def table(result):
                       f"{of['hardware']}, torch {of['torch']}, CUDA {of['cuda']}; median (min to max) of n runs."])
 
 
-def main(repeats=3):
-    """repeats: how often each side is measured, the one argument of the command."""
+def main(what="3"):
+    """what: how often each side is measured, or "page", which writes the table of gpu.json into README.md here."""
+    if what == "page":
+        sys.path.append(str(side_by_side.REPOSITORY / "tools"))
+        from release import fill
+
+        return fill(side_by_side.PAGE, "gpu", table(json.loads(RESULT.read_text())))
     try:
         device = pick_device("cuda")
     except ValueError:
         raise SystemExit("Nothing was measured, because torch finds no CUDA card here that works: run this where there is "
                          "one, as in a Colab GPU runtime.") from None
     folder = os.environ.setdefault("AMNESIA_DATA", str(side_by_side.REPOSITORY / "data"))
-    for result in measured(load_digits("MNIST", folder, device)[0], 12_500, (200, 1000, 100, None), repeats):
+    for result in measured(load_digits("MNIST", folder, device)[0], 12_500, (200, 1000, 100, None), int(what)):
         RESULT.write_text(json.dumps(result, indent=1))
     print(f"\n{table(result)}\n\nWritten: {RESULT}")
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(*sys.argv[1:])

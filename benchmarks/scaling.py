@@ -7,10 +7,11 @@ in README.md here.
 
 import json
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
+
+from measuring import measure, peak
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULT, PICTURE = (REPOSITORY / "benchmarks" / f"scaling.{kind}" for kind in ("json", "png"))
@@ -25,12 +26,6 @@ def cvae(width=1):
     from amnesia import CVAE
 
     return CVAE(hidden=(512 * width, 256 * width))
-
-
-def peak():
-    import resource  # which Windows has not
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def timed(work):
@@ -94,11 +89,6 @@ WORK = {"samples": samples, "batch": lambda n: {"milliseconds": training_step(n)
         "digits": lambda n: {"milliseconds": forgetting_step(n)}}
 
 
-def measure(kind, value):
-    command = [sys.executable, __file__, kind, str(value)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-
-
 def table(result):
     """benchmarks/README.md's table."""
     def cells(kind, form):
@@ -147,7 +137,7 @@ def main(repeats=3):
 
     result = {"versions": versions(), "repeats": repeats}
     for kind, sizes in GRID.items():
-        runs = {value: [measure(kind, value) for _ in range(repeats)] for value in sizes}
+        runs = {value: [measure(__file__, kind, value) for _ in range(repeats)] for value in sizes}
         result[kind] = {value: {key: statistics.median(run[key] for run in some) for key in some[0]}
                         for value, some in runs.items()}
         print(kind, result[kind], flush=True)
@@ -159,6 +149,9 @@ def main(repeats=3):
 
 if __name__ == "__main__":
     if len(sys.argv) == 3:
+        from amnesia import pick_device
+
+        pick_device("cpu")
         print(json.dumps(WORK[sys.argv[1]](int(sys.argv[2]))))
     else:
         main()

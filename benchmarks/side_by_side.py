@@ -12,11 +12,15 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
+from unittest.mock import patch
+
+import measuring
+from measuring import peak
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RELEASED = REPOSITORY / "checkpoints" / "released"
@@ -29,10 +33,10 @@ ENOUGH = {"steps": 5400, "batch_size": 192, "learning_rate": 4e-3, "weight_decay
 
 
 def machine():
-    """The processor's name, and whether `quick_products` rounds to bfloat16 there, which 01 is the faster for."""
+    """The processor's name, and how fit() multiplies there: in bfloat16, asked for or as torch rounds by itself, or not."""
     import torch
 
-    from amnesia.processor import quick_products
+    from amnesia.processor import quick_products, rounds_by_autocast
 
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
@@ -41,7 +45,8 @@ def machine():
     with quick_products():
         quick = a @ a
     rounded = ((quick - a @ a).norm() / quick.norm()).item() > 1e-4   # float32 in another order: below 1e-6
-    return f"{(named or [platform.processor()])[0]}, matrix products {'in bfloat16' if rounded else 'in float32 only'}"
+    how = "in bfloat16, asked for" if rounds_by_autocast() else "in bfloat16" if rounded else "in float32 only"
+    return f"{(named or [platform.processor()])[0]}, matrix products {how}"
 
 
 def device():
@@ -179,17 +184,6 @@ def notebook(number, workspace, **parameters):
     return namespace, seconds
 
 
-def memory():
-    """This process's peak so far, in MB: on the card, if there is one."""
-    import resource  # which Windows has not
-
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def of_the_cell(seconds, text):
     """The seconds of the one cell that holds `text`."""
     return next(value for source, value in seconds.items() if text in source)
@@ -208,14 +202,29 @@ def ours_fisher(workspace):
 
 def ours_forget(workspace):
     names, seconds = notebook("03", workspace)
-    peak = memory()
+    memory_mb = peak()
     notebook("04", workspace)
     result = notebook("05", workspace)[0]["result"]
     before, after, grey = result.original, result.amnesiac, result.reference["grey"]
     quality = {"P − grey": after["forgotten_probability"] - grey["forgotten_probability"],
                "H / grey": after["entropy"] / grey["entropy"], "kept ELBO": after["kept_elbo"] - before["kept_elbo"]}
     return {"seconds": of_the_cell(seconds, "fit("), "measured": f"to the end, {names['steps']:,} steps",
-            "quality": quality, "memory_mb": peak}
+            "quality": quality, "memory_mb": memory_mb}
+
+
+def in_float32(ours):
+    """The same side, with no matrix product rounded."""
+    def plain(workspace):
+        import torch
+
+        from amnesia import training
+
+        with (patch.object(training, "bfloat16_products", lambda device: contextlib.nullcontext()),
+              patch.object(torch, "set_float32_matmul_precision", lambda precision: None)):
+            return ours(workspace)
+
+    plain.__name__ = f"{ours.__name__}_in_float32"
+    return plain
 
 
 def ours_evaluate(workspace):
@@ -237,26 +246,30 @@ def ours_arithmetic(_):
     import torch
 
     from amnesia import CVAE, Digits, negative_elbo_terms
-    from amnesia.processor import quick_products
+    from amnesia.processor import bfloat16_products, quick_products, rounds_by_autocast
     from amnesia.training import optimizer_for
 
     cvae, rounds = CVAE().to(device()), 300
     train = Digits(torch.randint(256, (60_000, 784), dtype=torch.uint8), torch.randint(10, (60_000,))).to(device())
     optimizer, scheduler = optimizer_for(cvae, 20 * rounds, 1e-3, "one-cycle", 0.012)
     masks = torch.ones(1000, 784, device=device())
-    weights = [p.detach() for p in cvae.parameters() if p.ndim == 2]
-    inputs, deltas = ([torch.randn(128, w.shape[axis], device=device()) for w in weights] for axis in (1, 0))
 
-    def step():
+    def step(rounding):
         x, y = train.batch(128)
-        terms = negative_elbo_terms(cvae, x, y, seen=x * masks[torch.randint(1000, (128,), device=device())])
         optimizer.zero_grad()
+        with rounding():
+            terms = negative_elbo_terms(cvae, x, y, seen=x * masks[torch.randint(1000, (128,), device=device())])
         sum(term.mean() for term in terms).backward()
         optimizer.step()
         scheduler.step()
 
-    def products():
-        for first, (w, a, delta) in enumerate(zip(weights, inputs, deltas, strict=True)):
+    def factors(dtype):
+        for p in cvae.parameters():
+            if p.ndim == 2:
+                yield p.detach().to(dtype), *(torch.randn(128, n, device=device()).to(dtype) for n in reversed(p.shape))
+
+    def products(layers):
+        for first, (w, a, delta) in enumerate(layers):
             a @ w.T
             delta.T @ a
             if first:
@@ -273,9 +286,13 @@ def ours_arithmetic(_):
         return (time.perf_counter() - begin) / rounds
 
     result = {"measured": "one step of 128 images"}
-    for kind, precision in (("", contextlib.nullcontext()), ("quick_", quick_products())):
+    fast = torch.bfloat16 if rounds_by_autocast() else torch.float32
+    for kind, dtype, rounding, precision in (
+            ("", torch.float32, contextlib.nullcontext, contextlib.nullcontext()),
+            ("quick_", fast, lambda: bfloat16_products(torch.device(device())), quick_products())):
+        layers = list(factors(dtype))
         with precision:
-            pairs = [(seconds(products), seconds(step)) for _ in range(5)]
+            pairs = [(seconds(partial(products, layers)), seconds(partial(step, rounding))) for _ in range(5)]
         result |= {f"{kind}seconds": statistics.median(b for _, b in pairs),
                    f"{kind}share": statistics.median(a / b for a, b in pairs)}
     return result
@@ -286,18 +303,20 @@ STAGES = {"01 to a test −ELBO of 96.65": (reference_train, ours_train),
           "03 forget": (reference_forget, ours_forget),
           "04 + 05": (None, ours_evaluate),
           "arithmetic": (None, ours_arithmetic)}
-WORK = {function.__name__: function for pair in [*STAGES.values(), (ours_all,)] for function in pair if function}
+IN_FLOAT32 = {ours: in_float32(ours) for ours in (ours_train, ours_forget)}
+WORK = {work.__name__: work for several in (*STAGES.values(), IN_FLOAT32.values()) for work in several if work}
 
 
 def measure(function, argument):
-    """One run in a process of its own, so that its peak memory is its own."""
-    command = [sys.executable, __file__, "--one", function.__name__, str(argument)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    """One run in a process of its own."""
+    return measuring.measure(__file__, "--one", function.__name__, argument)
 
 
 def one(name, argument):
-    """The child's side of measure()."""
+    """The child's side of measure(), with the threads that every notebook takes."""
+    from amnesia import pick_device
+
+    pick_device()
     with open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):
         result = counted(WORK[name], int(argument) if argument.isdigit() else Path(argument))
     print(json.dumps(result))
@@ -306,19 +325,23 @@ def one(name, argument):
 def counted(work, argument):
     """work(argument)'s result, with the peak of the memory."""
     result = work(argument)
-    return {"memory_mb": memory()} | result
+    return {"memory_mb": peak()} | result
 
 
 def compare(stages, parts, repeats, measure=measure):
-    """{stage: {"reference": runs, "ours": runs}}: the two sides in turn, the reference over this part of its steps."""
+    """{stage: {"reference": runs, "ours": runs, "float32": runs}}: the sides in turn, the reference over this part of its
+    steps; on a CPU, what rounds matrix products also without."""
     compared = {}
     for (stage, (reference, ours)), part in zip(stages.items(), parts, strict=True):
-        sides = {"reference": [], "ours": []}
+        sides = {"reference": [], "ours": [], "float32": []}
         for _ in range(repeats):
             with tempfile.TemporaryDirectory() as workspace:
                 if reference:
                     sides["reference"].append(measure(reference, part))
                 sides["ours"].append(measure(ours, workspace))
+            if ours in IN_FLOAT32 and device() == "cpu":
+                with tempfile.TemporaryDirectory() as workspace:
+                    sides["float32"].append(measure(IN_FLOAT32[ours], workspace))
         compared[stage] = {side: runs for side, runs in sides.items() if runs}
         print(stage, {side: [round(run["seconds"], 2) for run in runs] for side, runs in sides.items()}, flush=True)
     return compared
@@ -332,18 +355,23 @@ def rows(stages):
         digits = 0 if middle >= 100 else 1
         return f"{middle:,.{digits}f} s ({values[0]:,.{digits}f} to {values[-1]:,.{digits}f}, n = {len(values)})"
 
+    def quality(runs):
+        return "".join(f", {name} {value:.2f}" for name, value in runs[0].get("quality", {}).items())
+
     lines = ["| stage | reference recipe | this project | ratio | peak memory |", "|---|---|---|---|---|"]
     for stage, sides in stages.items():
-        ours, peaks = sides["ours"], [max(run["memory_mb"] for run in runs) for runs in sides.values()]
-        memory = " / ".join(f"{peak:,.0f} MB" for peak in peaks)
-        quality = "".join(f", {name} {value:.2f}" for name, value in ours[0].get("quality", {}).items())
+        ours, plain = sides["ours"], sides.get("float32")
+        memory = " / ".join(f"{max(run['memory_mb'] for run in sides[side]):,.0f} MB" for side in ("reference", "ours")
+                            if side in sides)
+        text = f"{spread(ours)}, {ours[0]['measured']}{quality(ours)}"
+        text += f"; without rounding {spread(plain)}{quality(plain)}" if plain else ""
         if "reference" in sides:
             ratio = statistics.median(run["seconds"] for run in sides["reference"]) / statistics.median(
                 run["seconds"] for run in ours)
             lines.append(f"| {stage} | {spread(sides['reference'])}, from {sides['reference'][0]['measured']} "
-                         f"| {spread(ours)}, {ours[0]['measured']}{quality} | **{ratio:.0f} ×** | {memory} |")
+                         f"| {text} | **{ratio:.0f} ×** | {memory} |")
         else:
-            lines.append(f"| {stage} | | {spread(ours)}, {ours[0]['measured']} | | {memory} |")
+            lines.append(f"| {stage} | | {text} | | {memory} |")
     return lines
 
 
@@ -358,10 +386,10 @@ def table(result):
     share, quick, step, quick_step = (statistics.median(run[key] for run in result["stages"]["arithmetic"]["ours"])
                                       for key in ("share", "quick_share", "seconds", "quick_seconds"))
     versions = result["versions"]
-    return "\n".join([*rows(stages), "", f"Matrix products alone take {share:.2f} of a training step of 128 images in "
-                      f"float32 ({1000 * step:.1f} ms), {quick:.2f} with the quicker ones that `fit` allows "
-                      f"({1000 * quick_step:.1f} ms). "
-                      f"{versions['hardware']}, torch {versions['torch']}; median (min to max) of n runs."])
+    return "\n".join([*rows(stages), "", f"A training step of 128 images takes {1 / share:.1f} × the time of its matrix "
+                      f"products alone in float32 ({1000 * step:.1f} ms), {1 / quick:.1f} × as `fit` computes them "
+                      f"({1000 * quick_step:.1f} ms). {versions['hardware']}, torch {versions['torch']}; median (min to "
+                      "max) of n runs."])
 
 
 def main():

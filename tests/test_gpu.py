@@ -32,7 +32,8 @@ def few(digits, monkeypatch):
             (amnesia, "png", lambda figure: plt.close(figure) or b""), (amnesia, "gif", lambda *_, **options: b""),
             (side_by_side, "notebook", notebook),
             (side_by_side, "loader", lambda: [(small[0].images[:256].view(-1, 1, 28, 28) / 255, small[0].labels[:256])]),
-            (side_by_side, "device", lambda: "cpu"), (training.time, "perf_counter", lambda: next(ticks))):
+            (side_by_side, "device", lambda: "cpu"), (side_by_side, "IN_FLOAT32", {}),
+            (training.time, "perf_counter", lambda: next(ticks))):
         monkeypatch.setattr(owner, name, value)
     return small[0]
 
