@@ -192,12 +192,29 @@ def test_relearning_stops_as_soon_as_the_judge_sees_enough_clear_pictures(small,
     assert relearn(small.cvae, None, images, 6, 0.85, limit=4) == 4                  # too grey to be a digit
 
 
+def test_the_average_follows_the_weights(few, monkeypatch):
+    """Against the average of the weights that each step began with, put together in one sum."""
+    seen, follow = [], diffusion.get_ema_multi_avg_fn(0.998)
+
+    def spy(average, weights, count):
+        seen.append([p.clone() for p in weights])
+        follow(average, weights, count)
+
+    monkeypatch.setattr(diffusion, "get_ema_multi_avg_fn", lambda decay: spy if decay == 0.998 else None)
+    denoiser = Denoiser((8, 16))
+    average, _ = train(denoiser, few[0], **RECIPE)
+    for p, *steps in zip(average.parameters(), *seen, strict=True):
+        expected = 0.998**3 * steps[0] + sum(0.002 * 0.998**(3 - i) * step for i, step in enumerate(steps) if i)
+        torch.testing.assert_close(p.detach(), expected.detach(), rtol=1e-5, atol=1e-7)
+    assert any(not torch.equal(p, q) for p, q in zip(average.parameters(), denoiser.parameters(), strict=True))
+
+
 class Killed(BaseException):
     """What kill -9 looks like from inside."""
 
 
 @pytest.mark.parametrize("die_at", [2, 4])
-def test_a_killed_training_goes_on_to_the_byte(few, tmp_path, monkeypatch, die_at):
+def test_a_killed_training_goes_on_to_the_byte(few, tmp_path, monkeypatch, capsys, die_at):
     ticks = iter(range(0, 10**9, 100))
     monkeypatch.setattr(training_module.time, "perf_counter", lambda: next(ticks))
     monkeypatch.setattr(Stage, "due", True)
@@ -215,7 +232,7 @@ def test_a_killed_training_goes_on_to_the_byte(few, tmp_path, monkeypatch, die_a
         patch.setattr(diffusion, "denoising_loss", dies)
         trained(store, few)
     torch.randn(7)
-    assert trained(store, few).digest == whole
+    assert trained(store, few).digest == whole and f"Going on from step {die_at - 1} of 4" in capsys.readouterr().out
 
 
 def test_files_of_another_kind_of_model_are_refused_by_name(few, tmp_path):

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from amnesia.data import CLASSES, PIXELS, Digits, one_hot
 from amnesia.storage.parameters import forget_set
@@ -26,16 +26,17 @@ def train(denoiser, digits, steps, batch_size, learning_rate, snapshot=None, sta
     """Trains `denoiser` on `digits`; returns (average, history): the model with the exponential average of its weights over
     the last steps, which draws better, and what fit() returned. snapshot: of that model, what fit() is to keep.
     """
-    average = AveragedModel(denoiser, multi_avg_fn=get_ema_multi_avg_fn(0.998))
+    average = deepcopy(denoiser).requires_grad_(False)
+    weights, follow = [list(model.parameters()) for model in (average, denoiser)], get_ema_multi_avg_fn(0.998)
 
     def loss():
-        average.update_parameters(denoiser)
+        follow(*weights, None)
         x, y = digits.batch(batch_size)
         return {"denoise": denoising_loss(denoiser, x, unlabelled(y), times(len(x), x.device), torch.randn_like(x)).mean()}
 
     history = fit(nn.ModuleList([denoiser, average]), loss, steps=steps, learning_rate=learning_rate, data=digits,
-                  stage=stage, title="train", snapshot=snapshot and (lambda: snapshot(average.module)))
-    return average.module.requires_grad_(True), history
+                  stage=stage, title="train", snapshot=snapshot and (lambda: snapshot(average)))
+    return average.requires_grad_(True), history
 
 
 def unlabelled(y, share=0.1):
