@@ -68,7 +68,7 @@ def test_the_release_keeps_what_was_installed(elsewhere, monkeypatch):
     monkeypatch.setattr(release, "execute", execute)
     for owner, name in ((release, "run"), (release.play, "write"), (release.drawing, "draw")):
         monkeypatch.setattr(owner, name, lambda *_, **__: None)
-    release.release(train=False)
+    release.release(train=True)
     lines = (released / "pip-freeze.txt").read_text().splitlines()
     assert re.fullmatch(r"# Python 3\.\d+\.\d+", lines[0]) and f"nbformat=={version('nbformat')}" in lines
     assert json.loads((released / "times.json").read_text())["versions"] == {"torch": "2.6"}
