@@ -2,13 +2,12 @@
 
 Runs the five notebooks as committed, in order, on the released files, and evaluates those anew; saves them executed, in
 place, and their figures and evaluation in released/; forgets each other digit as well, of which it keeps the evaluation;
-writes the pages' tables from these files, play.html and the drawing, and what was installed to pip-freeze.txt, since the
-files are the same byte for byte only with that. The judge is not retrained.
+writes the pages' tables from these files, play.html and the drawing. The judge is not retrained.
 
 python tools/release.py pages writes the pages only: the tables, and, once pyproject.toml says where the repository
 is, Colab's badges and the notebooks' REPO_URL.
-python tools/release.py train makes the released files anew, from the training on, and times the five; the studies have to
-be run anew then.
+python tools/release.py train makes the released files anew, from the training on, times the five, and keeps what was
+installed in pip-freeze.txt: files are the same byte for byte only with that. The studies have to be run anew then.
 python tools/release.py FashionMNIST does the same with another data set, its judge trained on the way, and keeps the
 evaluations and the figures only, in folders of that name.
 
