@@ -62,7 +62,7 @@ def mirror(offline, tmp_path, monkeypatch):
         resources.append((f"{name}.gz", hashlib.md5(packed).hexdigest()))
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     for dataset in data_module.CLASS_NAMES:
         monkeypatch.setattr(getattr(torchvision.datasets, dataset), "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
         monkeypatch.setattr(getattr(torchvision.datasets, dataset), "resources", resources)

@@ -4,15 +4,15 @@ lacks, and no step of a training waits for a value."""
 import itertools
 
 import matplotlib.pyplot as plt
-import nbformat
 import pytest
 import torch
-from conftest import REPOSITORY
+from cells import STEMS, run_here
+from clock import tick
 from elsewhere import DEVICE, another_device
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import amnesia
-from amnesia import CVAE, Digits, Stage, Workspace, fit, negative_elbo_terms, train_judge, training
+from amnesia import CVAE, Digits, Stage, Workspace, fit, negative_elbo_terms, train_judge
 from amnesia_studies import experiment as experiment_module
 from amnesia_studies.experiment import Experiment
 from amnesia_studies.methods import METHODS, references
@@ -46,11 +46,11 @@ def elsewhere(digits):
         for owner, name, value in ((amnesia, "load_digits", few), (experiment_module, "load_digits", few),
                                    (experiment_module.Experiment, "samples", 20),
                                    (amnesia, "png", lambda figure: plt.close(figure) or b""),
+                                   (amnesia, "show", lambda *_, **options: None),
                                    (amnesia, "grow", lambda digits, seed: digits),
-                                   (references, "grow", lambda digits, seed: digits),
-                                   (training.time, "perf_counter", lambda: 0.0)):
+                                   (references, "grow", lambda digits, seed: digits)):
             patch.setattr(owner, name, value)
-        patch.setenv("MPLBACKEND", "agg")
+        tick(0, patch.setattr)
         with another_device(patch) as waits:
             yield waits
 
@@ -58,14 +58,8 @@ def elsewhere(digits):
 @pytest.fixture(scope="module")
 def notebooks(elsewhere, tmp_path_factory):
     """What the five notebooks define, by their numbers, after a run of each in miniature, in one workspace."""
-    workspace, found = str(tmp_path_factory.mktemp("notebooks")), {}
-    for path in sorted((REPOSITORY / "notebooks").glob("0*.ipynb")):
-        names = found[path.name[:2]] = {}
-        for cell in nbformat.read(path, as_version=4).cells:
-            if cell.cell_type == "code" and not cell.source.startswith("#@title"):
-                exec(compile(cell.source, path.name, "exec"), names)
-                names |= {"workspace": workspace, **PARAMETERS} if "parameters" in cell.metadata.get("tags", []) else {}
-    return found
+    workspace = str(tmp_path_factory.mktemp("notebooks"))
+    return {stem[:2]: run_here(stem, workspace=workspace, **PARAMETERS) for stem in STEMS}
 
 
 @pytest.mark.parametrize("refused", [lambda x: x + torch.ones(3), lambda x: x.double(), lambda x: x.numpy(),
@@ -145,9 +139,7 @@ class Killed(BaseException):
 
 
 def test_a_killed_run_resumes_to_the_same_values(elsewhere, experiment, tmp_path, monkeypatch):
-    ticks = itertools.count(0, 100)
-    monkeypatch.setattr(training.time, "perf_counter", lambda: next(ticks))                # each step is saved
-    monkeypatch.setattr(Stage, "due", True)
+    tick(100, monkeypatch.setattr)
     stage, digits = Stage(Workspace(tmp_path), "cvae.pt", {}), experiment.train
 
     def run(stage=None, last=None):

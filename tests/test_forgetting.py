@@ -2,9 +2,9 @@
 
 from copy import deepcopy
 
-import nbformat
 import pytest
 import torch
+from cells import run_here
 from conftest import REPOSITORY
 
 from amnesia import CVAE, diagonal_fisher, negative_elbo_terms, one_hot
@@ -45,23 +45,9 @@ def changed(task, cvae):
     return {name for (name, p), old in pairs if not torch.equal(p, old)}
 
 
-def run_notebook(stem, workspace, **parameters):
-    """Runs a notebook's cells in this process and returns what they define."""
-    namespace = {}
-    for cell in nbformat.read(REPOSITORY / "notebooks" / f"{stem}.ipynb", as_version=4).cells:
-        if cell.cell_type == "code" and not cell.source.startswith("#@title"):
-            exec(cell.source, namespace)
-            if "parameters" in cell.metadata.get("tags", []):
-                namespace.update(workspace=str(workspace), device="cpu", **parameters)
-            if "stage.save(" in cell.source:
-                return namespace
-    raise AssertionError("no cell saves a stage")
-
-
 @pytest.mark.parametrize("choices", [{}, {"lam": 40.0}])
 def test_distillation_is_notebook_03_to_the_bit(tmp_path, digits, monkeypatch, choices):
-    monkeypatch.setenv("MPLBACKEND", "agg")
-    names = run_notebook("03_forget", tmp_path, forget=[3, 8], steps=16, seed=5, **choices)
+    names = run_here("03_forget", "stage.save(", workspace=str(tmp_path), forget=[3, 8], steps=16, seed=5, **choices)
     fim = {name: value for name, value in names["fim_file"].state.items()}
     task = Task(names["cvae_file"].build(CVAE, "cpu"), fim, digits[0], torch.tensor([3, 8]),
                 torch.tensor([0, 1, 2, 4, 5, 6, 7, 9]), seed=5, scale=0.01)
@@ -72,8 +58,7 @@ def test_distillation_is_notebook_03_to_the_bit(tmp_path, digits, monkeypatch, c
 
 
 def test_retraining_on_all_digits_is_notebook_01_to_the_bit(tmp_path, digits, monkeypatch):
-    monkeypatch.setenv("MPLBACKEND", "agg")
-    names = run_notebook("01_train_cvae", tmp_path, steps=25, seed=5)
+    names = run_here("01_train_cvae", "stage.save(", workspace=str(tmp_path), steps=25, seed=5)
     task = Task(CVAE(), {}, digits[0], torch.tensor([]), torch.arange(10), seed=5, recipe=names["stage"].settings)
     for a, b in zip(retrain(task).parameters(), names["cvae"].parameters(), strict=True):
         assert torch.equal(a, b)

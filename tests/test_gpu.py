@@ -1,6 +1,5 @@
 """benchmarks/gpu.py, all of it on the CPU and in miniature."""
 
-import itertools
 import json
 import warnings
 
@@ -9,9 +8,10 @@ import matplotlib.pyplot as plt
 import pytest
 import side_by_side
 import torch
+from clock import tick
 
 import amnesia
-from amnesia import Digits, training
+from amnesia import Digits
 from amnesia.storage import workspace
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_")  # matplotlib's, of tensors
@@ -22,7 +22,8 @@ WORK = "training", "Fisher information"
 def few(digits, monkeypatch):
     """Images in the place of every data set, few steps of everything, saved at each, and no process of its own."""
     small = [Digits(*(values[::len(values) // 300] for values in (part.images, part.labels)), part.name) for part in digits]
-    whole, ticks = side_by_side.notebook, itertools.count(0, 100)
+    whole = side_by_side.notebook
+    tick(100, monkeypatch.setattr)
 
     def notebook(number, workspace, **parameters):
         return whole(number, workspace, **{**parameters, "steps": 3, "n_samples": 400, "n_per_class": 10, "device": "cpu"})
@@ -30,10 +31,10 @@ def few(digits, monkeypatch):
     for owner, name, value in (
             (amnesia, "load_digits", lambda dataset, folder, device: small), (amnesia, "grow", lambda digits, seed: digits),
             (amnesia, "png", lambda figure: plt.close(figure) or b""), (amnesia, "gif", lambda *_, **options: b""),
+            (amnesia, "show", lambda *_, **options: None),
             (side_by_side, "notebook", notebook),
             (side_by_side, "loader", lambda: [(small[0].images[:256].view(-1, 1, 28, 28) / 255, small[0].labels[:256])]),
-            (side_by_side, "device", lambda: "cpu"), (side_by_side, "IN_FLOAT32", {}),
-            (training.time, "perf_counter", lambda: next(ticks))):
+            (side_by_side, "device", lambda: "cpu"), (side_by_side, "IN_FLOAT32", {})):
         monkeypatch.setattr(owner, name, value)
     return small[0]
 

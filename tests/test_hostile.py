@@ -347,6 +347,7 @@ ACCIDENTS = dict(zip(TRIALS, (kill, truncate, flip, swap, disk_full, read_only, 
                               too_many_open_files, unreadable_data, silent_proxy, random_errors), strict=True))
 
 
+@pytest.mark.slow
 def test_a_hostile_afternoon(record_property, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # for the fork server, which else preloads nothing
     begin, trials = time.perf_counter(), dict(TRIALS)

@@ -57,6 +57,7 @@ SHOWS = ("import torch; from amnesia import play; "
          "play(lambda label, z: torch.zeros(1, 28, 28), ['picture'], torch.zeros(2), '0123456789')")
 
 
+@pytest.mark.slow
 def test_the_panel_is_shown_only_where_someone_can_use_it():
     """In a real kernel: to a front end that can answer an input(), not to papermill, and not without ipywidgets."""
     manager, client = start_new_kernel(cwd=str(REPOSITORY / "notebooks"))

@@ -3,6 +3,7 @@
 import nbformat
 import numpy as np
 import pytest
+from cells import STEMS, run_here
 from conftest import REPOSITORY
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +12,6 @@ from amnesia.storage.parameters import RANGES, SWITCHES, check_parameters
 from amnesia.training import Diverged
 
 NOTEBOOKS = REPOSITORY / "notebooks"
-STEMS = ("01_train_cvae", "02_compute_fim", "03_forget", "04_sample", "05_evaluate")
 ENDS = {  # of the ranges, and what lies just inside them; the longest ends would take days
     "the least of everything": {"steps": 1, "batch_size": 1, "latent_dim": 1, "n_samples": 1, "n_per_class": 2,
                                 "seed": 2**63 - 1, "learning_rate": 1e-12, "forget": np.array([0, 3])},
@@ -21,30 +21,18 @@ ENDS = {  # of the ranges, and what lies just inside them; the longest ends woul
                                 "dropout": 0.99, "weight_decay": 1e3, "lam": 1e-3}}
 
 
-def run_cells(stem, workspace, parameters):
-    """Runs a notebook's cells in this process, in order."""
-    namespace = {}
-    for cell in nbformat.read(REPOSITORY / "notebooks" / f"{stem}.ipynb", as_version=4).cells:
-        if cell.cell_type == "code" and not cell.source.startswith("#@title"):
-            exec(cell.source, namespace)
-            if "parameters" in cell.metadata.get("tags", []):
-                chosen = {name: value for name, value in parameters.items() if name in namespace}
-                namespace.update(workspace=str(workspace), device="cpu", **chosen)
-
-
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_array_of_a_tensor")
 @pytest.mark.parametrize("parameters", ENDS.values(), ids=ENDS.keys())
-def test_the_ends_of_the_ranges_go_through_all_five(parameters, tmp_path, monkeypatch):
-    monkeypatch.setenv("MPLBACKEND", "agg")
+def test_the_ends_of_the_ranges_go_through_all_five(parameters, tmp_path):
     for stem in STEMS:
-        run_cells(stem, tmp_path, parameters)
+        run_here(stem, workspace=str(tmp_path), **parameters)
     assert len(list((tmp_path / "checkpoints").iterdir())) == len(STEMS)
 
 
-def test_a_rate_at_the_upper_end_diverges_in_a_sentence(tmp_path, monkeypatch):
-    monkeypatch.setenv("MPLBACKEND", "agg")
+def test_a_rate_at_the_upper_end_diverges_in_a_sentence(tmp_path):
     with pytest.raises(Diverged, match="The loss diverged at step"):
-        run_cells("01_train_cvae", tmp_path, {"steps": 20, "batch_size": 10, "learning_rate": 1e3})
+        run_here("01_train_cvae", workspace=str(tmp_path), steps=20, batch_size=10, learning_rate=1e3)
     assert not (tmp_path / "checkpoints" / "cvae.pt").exists()
 
 
@@ -78,5 +66,5 @@ def test_every_notebook_refuses_a_switch_that_is_text(path, tmp_path):
     assert "use_drive" in given
     for name in given:
         with pytest.raises(ValueError, match=f"^{name}='no': expected True or False"):
-            run_cells(path.relative_to(NOTEBOOKS).with_suffix(""), tmp_path, {name: "no"})
+            run_here(path.relative_to(NOTEBOOKS).with_suffix(""), workspace=str(tmp_path), **{name: "no"})
     assert not list(tmp_path.rglob("*.pt"))

@@ -303,6 +303,7 @@ def run_session(command):
     return "".join(output.get("text", "") for output in outputs(command))
 
 
+@pytest.mark.slow
 def test_emulated_colab_disconnects_within_a_stage_and_goes_on_from_drive(session, digits, tmp_path):
     """Emulated: kill -9 to the notebook in the middle of 01 and a new machine; all that is left is the Drive."""
     drive = tmp_path / "cloud" / "selective-amnesia"
@@ -319,6 +320,7 @@ def test_emulated_colab_disconnects_within_a_stage_and_goes_on_from_drive(sessio
     assert "Going on from step" in printed and [path.name for path in (drive / "checkpoints").iterdir()] == ["cvae.pt"]
 
 
+@pytest.mark.slow
 def test_emulated_colab_disconnects_between_stages_and_finds_its_files_on_drive(session, digits, tmp_path):
     """Emulated: each notebook on a new machine, opened alone; it reads the files that the others left on Drive."""
     drive = tmp_path / "cloud" / "selective-amnesia"
@@ -344,6 +346,7 @@ def shown(command):
             for output, content in zip(pictures, contents, strict=True)}
 
 
+@pytest.mark.slow
 @pytest.mark.colab
 @pytest.mark.mnist
 def test_emulated_colab_runs_the_five_at_their_defaults(session, tmp_path):
@@ -356,6 +359,7 @@ def test_emulated_colab_runs_the_five_at_their_defaults(session, tmp_path):
     assert abs(after - grey) < 0.02 < 0.95 < result["original"]["forgotten_probability"]
 
 
+@pytest.mark.slow
 @pytest.mark.colab
 @pytest.mark.mnist
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)

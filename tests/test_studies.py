@@ -3,11 +3,11 @@
 import tomllib
 from functools import partial
 
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from cells import run_here
 from conftest import RELEASED, REPOSITORY
 from release import STUDIED
 from release_studies import STUDIES, released_grey, summary_table
@@ -243,6 +243,7 @@ def nothing(task):
     """A method that forgets to return."""
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_array_of_a_tensor")
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_a_study_runs_top_to_bottom_in_miniature(path, small, monkeypatch):
@@ -253,15 +254,8 @@ def test_a_study_runs_top_to_bottom_in_miniature(path, small, monkeypatch):
         self, partial(function, scale=0.002), *settings, **named))
     monkeypatch.setitem(IMPORTANCE, "batch-mean", partial(batch_mean_fisher, n_samples=500))
     monkeypatch.setattr(references, "train_from_scratch", lambda task, digits: CVAE(**task.cvae.config))
-    monkeypatch.setenv("MPLBACKEND", "agg")
-    names = {}
-    for cell in nbformat.read(path, as_version=4).cells:
-        if cell.cell_type == "code" and not cell.source.startswith("#@title"):
-            exec(cell.source, names)
-            if "parameters" in cell.metadata.get("tags", []):
-                names.update(workspace=str(small.store.folder), device="cpu", n_jobs=1, scale=0.002)
-                if path.stem == "10_beyond_mnist":  # which else only reads
-                    names.update(full=True, dataset="MNIST")
+    reads = {"full": True, "dataset": "MNIST"} if path.stem == "10_beyond_mnist" else {}    # which else only reads
+    names = run_here(f"studies/{path.stem}", workspace=str(small.store.folder), n_jobs=1, scale=0.002, **reads)
     if "own" in names:
         assert len({str(record["settings"]) for record in names["own"]}) == len(names["own"]) > 3
     elif path.stem == "8_your_method":

@@ -126,6 +126,7 @@ def test_a_drive_that_refuses_for_a_moment_loses_no_result(log, monkeypatch):
         log.append({"x": 9}, {})
 
 
+@pytest.mark.slow
 def test_two_at_once_leave_every_line_whole(log):
     """Two processes append lines of half a megabyte."""
     script = PROLOGUE + f"""
@@ -157,6 +158,7 @@ def cluster():
         del os.environ["PYTHONPATH"]
 
 
+@pytest.mark.slow
 def test_a_dask_worker_is_killed_and_every_result_comes_once(log, tmp_path, cluster):
     """kill -9 to the first worker once the sweep is under way: its run is done again, and nothing is there twice."""
     calls = tmp_path / "calls"
@@ -177,6 +179,7 @@ print(sum(record["result"]["square"] for record in records))
     assert len(list(calls.iterdir())) > 8  # the victim's run was really done again
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_where_it_was(log, tmp_path):
     """kill -9 to the whole sweep; the next one runs the rest."""
     calls = tmp_path / "calls"

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from clock import tick
 from conftest import REPOSITORY
 
 from amnesia import CVAE, Digits, Stage, Workspace, fit, negative_elbo_terms
@@ -51,9 +52,7 @@ def assert_identical(a, b):
 @pytest.fixture
 def every_step(monkeypatch):
     """Looks at the clock and saves at every step."""
-    ticks = iter(range(0, 10**9, 100))
-    monkeypatch.setattr(training_module.time, "perf_counter", lambda: next(ticks))
-    monkeypatch.setattr(Stage, "due", True)
+    tick(100, monkeypatch.setattr)
 
 
 def test_a_seed_gives_the_same_bits(digits):
