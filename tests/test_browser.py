@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from base64 import b64decode
+from copy import deepcopy
 
 import nbformat
 import numpy as np
@@ -211,6 +212,22 @@ def test_the_page_draws_what_torch_draws(page):
                 judged = judge(expected).softmax(1)[0]
             np.testing.assert_allclose(pixels, (255 * expected[0]).round(), atol=1)
             np.testing.assert_allclose(probabilities, judged, atol=0.03)
+
+
+def test_the_page_mixes_the_weights_of_the_two_models(page):
+    """All of the original's, half of each, all of the amnesiac's again; it opens there, on the digit that was forgotten."""
+    assert page.execute_script("return [mix.value, slide.value, element('grey').textContent]") == ["1", "0", "0.49 a 2"]
+    cvae, amnesiac = (Saved(path).build(CVAE, "cpu") for path in FILES[:2])
+    z = torch.tensor([[0.5, -1.0, 0.25, 0.0, 1.5, -0.75, 0.0, 1.0]])
+    for share in (0.0, 0.5, 1.0):
+        mixed = deepcopy(cvae)
+        for p, other in zip(mixed.parameters(), amnesiac.parameters(), strict=True):
+            p.data.lerp_(other.data, share)
+        page.execute_script("mix.value = arguments[0]", str(share))
+        _, (pixels, _) = page.execute_async_script(ASK, [f"{value:.2f}" for value in z[0].tolist()], [7, 0, 9])
+        with torch.no_grad():
+            expected = mixed.decode(z, torch.eye(10)[:1]).sigmoid()
+        np.testing.assert_allclose(pixels, (255 * expected[0]).round(), atol=1)
 
 
 def test_the_page_answers_within_a_frame(page):
