@@ -88,7 +88,7 @@ def test_the_change_of_the_elbo_is_paired():
             return torch.zeros(2, len(x), 2)
 
         def decode(self, z, y):
-            return torch.cat([torch.full((len(z), 1), self.offset), torch.zeros(len(z), 783)], 1)
+            return torch.cat([torch.full((len(z), 1), self.offset), torch.full((len(z), 783), 2.0)], 1)
 
     images = torch.randint(256, (60, 784), dtype=torch.uint8)
     images[:, 0] = 0                                                    # a black pixel costs log(1 + e^offset)
@@ -97,7 +97,8 @@ def test_the_change_of_the_elbo_is_paired():
     assert change["kept_elbo"] == pytest.approx(math.log(2) - math.log1p(math.exp(3)), abs=1e-3)
     low, high = change["interval95"]["kept_elbo"]
     assert low <= change["kept_elbo"] <= high and high - low < 1e-3
-    assert mean_interval(elbo(Constant(0.0), test.only([1, 2])))[1][0] == pytest.approx(-784 * math.log(2), rel=1e-3)
+    low, high = mean_interval(elbo(Constant(0.0), test.only([1, 2])))[1]
+    assert high - low > 1                                               # of the images, which differ
 
 
 class Oracle(torch.nn.Module):
