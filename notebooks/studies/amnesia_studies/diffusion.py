@@ -98,9 +98,10 @@ class DenoiserTask(Task):
     images: Digits = None
 
 
-def selective_amnesia(task, lam=0.0, remember="distil", surrogate="grey", unconditional="distil"):
-    """Flat grey under the forgotten labels, the frozen copy's answers on its own drawings under the kept ones, a spring on
-    each weight of stiffness lam F.
+def three_terms(task, denoiser, lam=0.0, remember="distil", surrogate="grey", unconditional="distil"):
+    """A function that returns what `denoiser`, which begins as a copy of the original, is to minimise: {"forget", "remember",
+    "protect"}, nats per image. Flat grey under the forgotten labels, the frozen copy's answers on its own drawings under the
+    kept ones, a spring on each weight of stiffness lam F.
 
     remember: "replay" learns the drawings anew, as the paper does; "nothing" leaves the term out. surrogate: "noise" is the
     paper's. unconditional: with "replay", what is said without a label is learned anew from the kept labels' drawings, and
@@ -111,9 +112,7 @@ def selective_amnesia(task, lam=0.0, remember="distil", surrogate="grey", uncond
                                ("unconditional", unconditional, ("distil", "replay"))):
         if value not in known:
             raise ValueError(f"{name}={value!r}: expected one of {', '.join(known)}.")
-    denoiser, device = deepcopy(task.cvae), task.kept.device
-    protect = springs(denoiser, task.cvae, task.fim, lam)
-    torch.manual_seed(task.seed)
+    protect, device = springs(denoiser, task.cvae, task.fim, lam), task.kept.device
 
     def loss():
         x, y = torch.full((24, PIXELS), 0.5, device=device), one_hot(some(task.forgotten, 24))
@@ -136,7 +135,14 @@ def selective_amnesia(task, lam=0.0, remember="distil", surrogate="grey", uncond
             terms["remember"] = nats[24:].mean()
         return {**terms, "protect": protect()} if lam else terms
 
-    return task.minimise(denoiser, loss, steps=400, learning_rate=1e-3, data=task.images)
+    return loss
+
+
+def selective_amnesia(task, **options):
+    """Selective Amnesia by three_terms() with these options."""
+    denoiser = deepcopy(task.cvae)
+    torch.manual_seed(task.seed)
+    return task.minimise(denoiser, three_terms(task, denoiser, **options), steps=400, learning_rate=1e-3, data=task.images)
 
 
 def from_scratch(task, digits):
