@@ -164,7 +164,7 @@ def test_what_is_tried_to_be_had_again(small):
     result = forget_and_recover(small, "selective amnesia", [4], seed=1, scale=0.002)
     assert result["P"] == forget_and_score(small, "selective amnesia", [4], seed=1, scale=0.002)["P"]
     assert result["inversion"]["n"] == 20 and sum(result["unconditional"]) == 20
-    assert result["savings"]["mirrored"].keys() == {"5", "6", "7", "9"} and result["savings"]["digit"] <= 2
+    assert result["savings"]["10"]["mirrored"].keys() == {"5", "6", "7", "9"} and result["savings"]["10"]["digit"] <= 2
     assert result["path"].keys() == {"0.0", "0.25", "0.5", "0.75", "1.0"}
     mixture = forget_and_mix(small, "selective amnesia", [4, 7], scale=0.002)
     assert len(mixture["models"]) == 2 and mixture["sums"].keys() == {"1.0", "1.2"} and len(mixture["average"]["P"]) == 10

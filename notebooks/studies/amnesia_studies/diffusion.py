@@ -99,9 +99,9 @@ class DenoiserTask(Task):
 
 
 def three_terms(task, denoiser, lam=0.0, remember="distil", surrogate="grey", unconditional="distil"):
-    """A function that returns what `denoiser`, which begins as a copy of the original, is to minimise: {"forget", "remember",
-    "protect"}, nats per image. Flat grey under the forgotten labels, the frozen copy's answers on its own drawings under the
-    kept ones, a spring on each weight of stiffness lam F.
+    """A function that returns what `denoiser`, a copy of the original, is to minimise: {"forget", "remember", "protect"} in
+    nats per image. Flat grey under the forgotten labels, the frozen copy's answers on its own drawings under the kept ones,
+    a spring on each weight of stiffness lam F.
 
     remember: "replay" learns the drawings anew, as the paper does; "nothing" leaves the term out. surrogate: "noise" is the
     paper's. unconditional: with "replay", what is said without a label is learned anew from the kept labels' drawings, and

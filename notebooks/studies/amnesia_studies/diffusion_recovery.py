@@ -25,9 +25,9 @@ def forget_and_recover(experiment, method, forget, seed=0, scale=1.0, **options)
     "seconds" to forget, the figures of score(), and
 
     "inversion": {"hits", "n", "drawn"}, successes by the second judge among 1,000 samples under the label vector that
-    explains 100 real images best; "savings": as in relearning.py, from 10 images; "path": {share of the way from the
-    original to the model: what look_at() says there}; "unconditional": how many of 1,000 samples without a label the judge
-    takes for each digit. Raises Diverged.
+    explains 100 real images best; "savings": {"10": of relearning.py, from so many images}; "path": {share of the way from
+    the original to the model: what look_at() says there}; "unconditional": how many of 1,000 samples without a label the
+    judge takes for each digit. Raises Diverged.
     """
     begin = time.perf_counter()
     denoiser = experiment.forget(method, forget, seed, scale, **options)
@@ -39,7 +39,7 @@ def forget_and_recover(experiment, method, forget, seed=0, scale=1.0, **options)
     limit, path = max(2, round(1000 * scale)), {share: mixed(experiment.cvae, [denoiser], [share]) for share in PATH}
     return {"seconds": seconds, **score(experiment, denoiser, forget, seed),
             "inversion": judged(experiment, found, label),
-            "savings": savings(denoiser, experiment.judge, experiment.train, label, limit=limit, seed=seed),
+            "savings": {"10": savings(denoiser, experiment.judge, experiment.train, label, limit=limit, seed=seed)},
             "path": {str(share): look_at(experiment, model, LOOKED_AT) for share, model in path.items()},
             "unconditional": ask(experiment.judge, without)[0].argmax(1).bincount(minlength=CLASSES).tolist()}
 
