@@ -13,14 +13,14 @@ from amnesia.models import bernoulli_nll, negative_elbo_terms
 from amnesia.storage.files import Saved
 from amnesia_studies import recovery, relearning
 from amnesia_studies.methods.distillation import distilled, divergence, undo
-from amnesia_studies.methods.margin import margin, part_way
+from amnesia_studies.methods.margin import margin, noise_part_way
 from amnesia_studies.methods.selective_amnesia import as_published, noise_pairs
 from amnesia_studies.methods.task import Task, replay, some
 from amnesia_studies.recovery import forget_and_alter, forget_and_relearn, forget_apart, originals_apart
 from amnesia_studies.relearning import CONTRAST, mirrored, recognised, relearn, savings, with_adapters
 from amnesia_studies.scoring import look_at
 from amnesia_studies.sweep import images_from_text
-from amnesia_studies.tables import relearning_metrics
+from amnesia_studies.tables import altered_metrics, mixed_metrics, relearning_metrics
 from amnesia_studies.weights import exchanged, mixed, rounded
 
 
@@ -162,24 +162,37 @@ def test_adapters_change_each_matrix_by_a_low_rank_and_nothing_else(task):
             assert torch.equal(cvae.get_submodule(name).bias, layer.bias)
 
 
-def test_part_way_is_the_decoder_between_the_two(task, monkeypatch):
+def test_a_margin_is_trained_in_its_label_column_alone(task, monkeypatch):
+    """Noise by the decoder between the two, value and gradient by hand; all else stays distilled amnesia's."""
     torch.manual_seed(3)
     cvae = CVAE(latent_dim=4, hidden=(32, 16))
-    forget = part_way(cvae, task, 0.4)
     torch.manual_seed(1)
-    found = forget()
+    found = noise_part_way(cvae, task, 0.6)
     torch.manual_seed(1)
-    a = 0.4 + 0.6 * torch.rand(())
-    c_f = some(task.forgotten, 12).repeat(2)
-    z = torch.randn(24, 4)
-    expected = bernoulli_nll(mixed(task.cvae, [cvae], [a]).decode(z, one_hot(c_f)), noise_pairs(24, "cpu")).mean()
+    c_f = some(task.forgotten, 24).repeat(2)
+    between, y = mixed(task.cvae, [cvae], [0.6]), one_hot(c_f)
+    z = torch.randn(48, 4)
+    expected = bernoulli_nll(between.decode(z, y), noise_pairs(48, "cpu")).mean()
     torch.testing.assert_close(found, expected)
-    gradient = torch.autograd.grad(found, cvae.decoder[0].weight)[0]
-    assert gradient[:, 4 + 3].abs().sum() > 0                       # it reaches the new model's weights
-    terms = []
-    monkeypatch.setattr(Task, "minimise", lambda self, cvae, loss, **choices: terms.append(loss()) or cvae)
-    margin(task), distilled(task, 0.0)
-    assert terms[0].keys() - terms[1].keys() == {"margin"}
+    gradient, = torch.autograd.grad(found, [cvae.decoder[0].weight])
+    its_own, = torch.autograd.grad(expected, [between.decoder[0].weight])
+    torch.testing.assert_close(gradient, 0.6 * its_own)
+
+    calls = []
+    monkeypatch.setattr(Task, "minimise", lambda self, cvae, loss, **choices: calls.append((loss(), choices)) or cvae)
+    monkeypatch.setitem(margin.__globals__, "noise_part_way", lambda cvae, task, share: torch.as_tensor(share))
+    margin(task, least=0.9)
+    terms, choices = calls[1]                                       # the first is distilled amnesia
+    assert terms["forget"] == 30 and 0.9 <= terms["margin"] <= 1 and choices == {"steps": 1600, "learning_rate": 1e-2}
+
+
+def test_a_margin_leaves_every_answer_to_a_kept_label(task):
+    task.scale = 0.005
+    plain, after = distilled(task), margin(task)
+    for (name, p), old in zip(after.named_parameters(), plain.parameters(), strict=True):
+        assert torch.equal(p, old) == (name != "decoder.0.weight"), name
+    changed = (after.decoder[0].weight != plain.decoder[0].weight).any(0).nonzero().flatten().tolist()
+    assert changed == [4 + 3] and all(p.requires_grad for p in after.parameters())
 
 
 def test_as_published_has_the_papers_settings(task, monkeypatch):
@@ -291,7 +304,7 @@ def test_originals_of_other_seeds_are_mixed(quick, monkeypatch):
     seeds = []
     monkeypatch.setattr(recovery, "train_from_scratch", lambda task, digits: seeds.append((task.seed, len(digits)))
                         or task.cvae)
-    found = originals_apart(quick, seed=3, count=2)
+    found = originals_apart(quick, [0, 8], seed=3)
     assert seeds == [(3, len(quick.train)), (4, len(quick.train))] and len(found["models"]) == 2
 
 
@@ -299,3 +312,17 @@ def test_relearning_says_all_there_is_to_say(quick):
     plain, adapted = (forget_and_relearn(quick, "label edit", [4], seed=1, scale=0.005, rank=rank) for rank in (None, 1))
     assert plain["savings"].keys() == adapted["savings"].keys() == {"10", "100"}
     assert plain["savings"]["10"]["mirrored"].keys() == {"5", "6", "7", "9"}
+
+
+def test_looks_are_means_over_labels():
+    """By hand, for two labels forgotten of ten."""
+    look = {"share": [0.2, *[0.9] * 7, 0.4, 0.5], "P": [0.1] * 10, "H": list(range(10)), "contrast": [30.0] * 10}
+    result = {"average": look, "sums": {"1.0": look}}
+    values = mixed_metrics(result, [0, 8], None)
+    assert values["average"] == pytest.approx(0.3) and values["average, kept"] == pytest.approx((7 * 0.9 + 0.5) / 8)
+    assert values["average, P(8)"] == values["average, P(0)"] == 0.1
+    assert values["sum × 1.0, H"] == 4 and values["average, contrast"] == 30
+    altered = altered_metrics({"line": {"0.5": look}, "rounded": {"8": look}, "exchanged": {"decoder.0": look},
+                               "turned": look}, [8], None)
+    assert altered["0.5 of the way"] == altered["8 bits"] == altered["decoder.0"] == altered["turned"] == 0.4
+    assert altered["0.5 of the way, kept"] == pytest.approx((0.2 + 7 * 0.9 + 0.5) / 9)

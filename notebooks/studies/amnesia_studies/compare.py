@@ -8,12 +8,12 @@ import pandas as pd
 
 from .experiment import released
 from .recovery import forget_and_recover
-from .rows import EVERY_METHOD, plan
+from .rows import EVERY_METHOD, OTHER_SEEDS, plan
 from .sweep import Log, sweep
-from .tables import frame, markdown, summary
+from .tables import frame, markdown, relearning_metrics, summary
 
 COLUMNS = {"P − grey": "+.3f", "H / grey": ".3f", "kept accuracy": ".4f", "worst kept digit": ".3f", "kept ELBO": ".2f",
-           "Fréchet": ".1f", "recall": ".3f", "inversion from 100 images": ".2f", "steps, k = 10": ".0f", "seconds": ".1f"}
+           "Fréchet": ".1f", "recall": ".3f", "inversion from 100 images": ".2f", "savings, k = 10": ".2f", "seconds": ".1f"}
 
 
 def compare(method, experiment, seeds=(0, 1, 2), scale=1.0, n_jobs=-1):
@@ -35,8 +35,10 @@ def compare(method, experiment, seeds=(0, 1, 2), scale=1.0, n_jobs=-1):
     attacks = released("attacks")
     others = frame(released("studies"), plan(EVERY_METHOD, [[0]], range(3), bounds=True), experiment.grey)
     attacked = frame(attacks, plan(EVERY_METHOD, [[0]], range(3), restarts=128))         # not every method was
-    others = others.join(attacked[["inversion from 100 images", "steps, k = 10"]])
+    others = others.join(attacked["inversion from 100 images"])
+    taught = frame(released("savings"), plan(EVERY_METHOD, [[0]], OTHER_SEEDS), of=relearning_metrics)
     table = summary(pd.concat([others, frame(records, runs, experiment.grey)]), COLUMNS).astype(object)
+    table.update(summary(taught, {"savings, k = 10": COLUMNS["savings, k = 10"]}).drop(columns="n"))
     table.loc["flat grey"] = ["–", "+0.000", "1.000", *["–"] * (len(COLUMNS) - 2)]
 
     notes = []

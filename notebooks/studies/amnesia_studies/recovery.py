@@ -94,9 +94,10 @@ def forget_apart(experiment, method, forget, seed=0, scale=1.0, seeds_apart=0, *
     return mix(experiment, models)
 
 
-def originals_apart(experiment, seed=0, scale=1.0, count=2):
-    """So many originals trained anew, of seeds that follow each other, and their weights mixed: see mix()."""
-    tasks = [experiment.task([0], seed + i, scale) for i in range(count)]
+def originals_apart(experiment, forget, seed=0, scale=1.0):
+    """The control of forget_apart: as many originals as there are labels, none of which forgets anything, trained anew
+    from seeds that follow each other, and their weights mixed: see mix()."""
+    tasks = [experiment.task(forget, seed + i, scale) for i in range(len(forget))]
     return mix(experiment, [train_from_scratch(task, task.train) for task in tasks])
 
 

@@ -2,13 +2,16 @@
 
 from .methods import METHODS
 
-OF_STUDY_13 = ("as published", "with a margin", "distilled anew")
-EVERY_METHOD = {name: {"method": name} for name in METHODS if name not in OF_STUDY_13}
+REPLAY = "replay (ours)"       # Selective Amnesia with our settings and our replay, beside "as published"
+OF_STUDY_13 = ("with a margin", "distilled anew")
+EVERY_METHOD = {REPLAY if name == "selective amnesia" else name: {"method": name}
+                for name in METHODS if name not in OF_STUDY_13}
+OTHER_SEEDS = (1, 2, 3)        # than the original's, whose initial weights a reference of its seed would start from
 
 # What studies 5 and 7 try to bring back: {row: the method and its options}
 ATTACKED = {
     "original": {"method": "original"},
-    "selective amnesia": {"method": "selective amnesia"},
+    REPLAY: {"method": "selective amnesia"},
     "· λ = 0": {"method": "selective amnesia", "lam": 0.0},
     "· λ = 0.1": {"method": "selective amnesia", "lam": 0.1},
     "· λ = 4": {"method": "selective amnesia", "lam": 4.0},

@@ -25,6 +25,35 @@ def relearning_metrics(result, forget=None, grey=None):
     return values
 
 
+def altered_metrics(result, forget, grey):
+    """{heading: value} of a run of forget_and_alter: for each way to alter the weights, the share of samples of the first
+    label that show its digit; with ", P", ", H", ", contrast" the judge's other figures; with ", kept" the kept labels'
+    share."""
+    looks = {f"{share} of the way": look for share, look in result["line"].items()}
+    looks |= {f"{bits} bits": look for bits, look in result["rounded"].items()}
+    looks |= {**result["exchanged"], "turned": result["turned"]}
+    return look_metrics(looks, forget[:1])
+
+
+def mixed_metrics(result, forget, grey):
+    """{heading: value} of a run of forget_apart or originals_apart: what their average draws of the labels, and the sums
+    of their edits, as in altered_metrics; all labels' digits count, each of which one of the models has forgotten. And
+    ", P(0)" for each of these labels alone."""
+    looks = {"average": result["average"]} | {f"sum × {scale}": look for scale, look in result["sums"].items()}
+    alone = {f"{name}, P({label})": look["P"][label] for name, look in looks.items() for label in forget}
+    return look_metrics(looks, forget) | alone
+
+
+def look_metrics(looks, labels):
+    """{heading: value} of {name: what look_at() said of a model}: means over these labels, and ", kept" over the others."""
+    others, values = sorted(set(range(10)) - set(labels)), {}
+    for name, look in looks.items():
+        values |= {name: np.mean([look["share"][label] for label in labels]),
+                   f"{name}, kept": np.mean([look["share"][label] for label in others]) if others else np.nan}
+        values |= {f"{name}, {key}": np.mean([look[key][label] for label in labels]) for key in ("P", "H", "contrast")}
+    return values
+
+
 def metrics(result, forget, grey):
     """{heading: value} of one run, from its result: whatever a table may show. A new metric goes here.
 
@@ -49,7 +78,6 @@ def metrics(result, forget, grey):
         for attack, found in result["attacks"].items():
             values |= {attack: found["hits"] / found["n"], f"{attack}, hits": found["hits"], f"{attack}, n": found["n"]}
         values["searches"] = np.mean([values[attack] for attack in SEARCHES])
-        values |= {f"steps, k = {k}": steps for k, steps in result.get("relearning", {}).items()}
         after = metrics(result["resurgence"], forget, grey)
         values |= {f"{name}, fine-tuned": value for name, value in after.items()}
     if "savings" in result:
@@ -94,11 +122,10 @@ def change(runs, others):
 
 
 def beside_retrain(runs):
-    """The attacked runs and, of each, what sets it against Retrain's of the same labels and seed: "excess", the share of
-    inversion from 100 images less Retrain's, and "ratio, k = 10" and "100", the steps to relearn over Retrain's."""
-    control, inversion = partners(runs, runs.loc[["retrain"]]), "inversion from 100 images"
-    ratios = {f"ratio, k = {k}": runs[f"steps, k = {k}"] / control[f"steps, k = {k}"] for k in (10, 100)}
-    return runs.assign(excess=runs[inversion] - control[inversion], **ratios)
+    """The attacked runs and, of each, "excess": the share of inversion from 100 images less that of Retrain with the same
+    labels and seed."""
+    inversion = "inversion from 100 images"
+    return runs.assign(excess=runs[inversion] - partners(runs, runs.loc[["retrain"]])[inversion])
 
 
 def summary(runs, columns):

@@ -27,17 +27,22 @@ def dampening(task, alpha=3.0, lam=1.0):
     return cvae
 
 
+def columns_only(cvae, labels):
+    """The same model, in which nothing can be trained but the decoder's input column of each of these labels."""
+    columns = torch.zeros_like(cvae.decoder[0].weight)
+    columns[:, cvae.latent_dim + labels] = 1
+    for name, p in cvae.named_parameters():
+        p.requires_grad_(name == "decoder.0.weight")
+    cvae.decoder[0].weight.register_hook(lambda gradient: gradient * columns)
+    return cvae
+
+
 def label_edit(task):
     """Trains the decoder's input column of each forgotten label towards noise, z from the prior, and nothing else.
 
     Every output for a kept label stays as it was to the bit.
     """
-    cvae = deepcopy(task.cvae)
-    columns = torch.zeros_like(cvae.decoder[0].weight)
-    columns[:, cvae.latent_dim + task.forgotten] = 1
-    for name, p in cvae.named_parameters():
-        p.requires_grad_(name == "decoder.0.weight")
-    cvae.decoder[0].weight.register_hook(lambda gradient: gradient * columns)
+    cvae = columns_only(deepcopy(task.cvae), task.forgotten)
     torch.manual_seed(task.seed)
 
     def loss():
