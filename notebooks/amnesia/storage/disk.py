@@ -46,8 +46,7 @@ def retry(action):
 
 
 def check_drive(path):
-    """Raises OSError below a Google Drive that is not mounted any more: there lies the machine's own disk. A file would be
-    lost there, and in the way of mounting."""
+    """Raises OSError below a Google Drive that is not mounted any more: a file there would be lost, and prevent mounting."""
     if path.is_relative_to(DRIVE) and not os.path.ismount(DRIVE):
         raise OSError(f"Google Drive is not mounted at {DRIVE}: run the cell “Setup” again, or untick `use_drive`")
 
@@ -77,13 +76,13 @@ def is_there(path):
     try:
         check_drive(path)
         retry(path.stat)
+        return True
     except ABSENT as error:
         if path.is_symlink():
             raise unreadable(path, "it is a link that leads nowhere") from error
         return False
     except OSError as error:
         raise unreadable(path, error) from error
-    return True
 
 
 def read_whole(path):
@@ -101,7 +100,8 @@ def read_whole(path):
 def write_atomic(path, content):
     """Writes bytes beside `path`, reads them back, and moves them there, so that `path` is whole at every moment.
 
-    Raises WorkspaceError, with what was at `path` untouched, when the disk is full, read-only or gone.
+    What writes that were cut off left there goes after a day. Raises WorkspaceError, with what was at `path` untouched, when
+    the disk is full, read-only or gone.
     """
     def write():
         check_drive(path)
@@ -118,7 +118,10 @@ def write_atomic(path, content):
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
 
-    clean_up(path.parent)
+    with suppress(OSError):
+        for left in path.parent.glob(".*.tmp"):  # by writes that were cut off; a young one may be another run's, at work
+            if time.time() - left.stat().st_mtime > DAY:
+                left.unlink()
     try:
         retry(write)
     except (OSError, MemoryError) as error:
@@ -132,11 +135,3 @@ def force_to_disk(file):
     except OSError as error:
         if error.errno in (errno.EIO, *FULL):  # no refusal: the bytes did not get there
             raise
-
-
-def clean_up(folder):
-    """Removes what cut-off writes left in a folder, a day later: a younger one may be another run's, at work."""
-    with suppress(OSError):
-        for left in folder.glob(".*.tmp"):
-            if time.time() - left.stat().st_mtime > DAY:
-                left.unlink()

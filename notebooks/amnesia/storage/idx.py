@@ -2,11 +2,12 @@
 
 import gzip
 import hashlib
-import queue
 import struct
 import threading
 import zlib
+from concurrent.futures import Future
 from http.client import HTTPException
+from math import prod
 from urllib.request import Request, urlopen
 
 import torch
@@ -29,7 +30,6 @@ RAW_MD5 = {
     "FashionMNIST": ("f4a8712d7a061bf5bd6d2ca38dc4d50a", "9018921c3c673c538a1fc5bad174d6f9",
                      "8181f5470baa50b63fa0f6fddb340f0a", "15d484375f8d13e6eb1aabb0c3f46965"),
 }
-
 
 # How a file is called in torchvision's folder, packed, and in Kaggle's copies
 FORMS = "{0}/{0}", "{0}", "{0}.gz", "{1}", "{1}.gz"
@@ -73,23 +73,21 @@ def unpacked(path):
 
 def difference(dataset, file, content):
     """What tells an idx file from the data set's own, in words; "" if it is that."""
-    width = PIXELS if "images" in file else 1
-    header = (0x803, 28, 28) if width > 1 else (0x801,)
-    shape, length = 4 * len(header) + 4, RAW_SIZES[file]
-    n = (length - shape) // width
-    wanted = struct.pack(f">{len(header) + 1}I", header[0], n, *header[1:])
-    if content[:4] != wanted[:4]:
-        return "it does not begin as an idx file of " + ("images" if width > 1 else "labels")
-    if content[:shape] != wanted:
-        found = struct.unpack(f">{len(content[4:shape]) // 4}I", content[4:shape])
-        return f"its header says {' × '.join(map(str, found))}, not {' × '.join(map(str, (n, *header[1:])))}"
-    if len(content) != length:
-        return f"it has {len(content):,} bytes, not {length:,}"
+    image = (28, 28) if "images" in file else ()
+    start = 8 + 4 * len(image)                              # bytes of the header: a magic number and the array's shape
+    shape = (RAW_SIZES[file] - start) // prod(image), *image
+    magic, *said = struct.unpack_from(f">{start // 4}I", content.ljust(start, b"\0"))
+    if magic != 0x801 + len(image):
+        return "it does not begin as an idx file of " + ("images" if image else "labels")
+    if (*said,) != shape:
+        return f"its header says {' × '.join(map(str, said))}, not {' × '.join(map(str, shape))}"
+    if len(content) != RAW_SIZES[file]:
+        return f"it has {len(content):,} bytes, not {RAW_SIZES[file]:,}"
     digest, place = hashlib.md5(content).hexdigest(), [*RAW_SIZES].index(file)
-    others = [other for other, known in RAW_MD5.items() if known[place] == digest and other != dataset]
-    if digest != RAW_MD5[dataset][place] if dataset in RAW_MD5 else others:
-        return f"it is {others[0]}'s" if others else "other bytes, by their MD5"
-    return ""
+    owners = [owner for owner, known in RAW_MD5.items() if known[place] == digest]
+    if dataset in owners or (not owners and dataset not in RAW_MD5):
+        return ""
+    return f"it is {owners[0]}'s" if owners else "other bytes, by their MD5"
 
 
 def download(dataset):
@@ -110,33 +108,22 @@ def download(dataset):
 
 
 def receive(url, md5):
-    """The bytes at an address. Raises TimeoutError if it is silent for SILENCE seconds, ValueError for other bytes.
+    """The bytes at an address. Raises OSError if it is silent for SILENCE seconds, ValueError for other bytes.
 
-    Read in a thread, which can be left behind: looking up a name or trying all of its addresses has no time limit.
+    It is called in a thread, which can be left behind: looking up a name or trying all of its addresses has no time limit.
     """
-    chunks = queue.SimpleQueue()
+    answer = Future()
 
-    def read():
+    def call():
         try:
-            with urlopen(Request(url, headers={"User-Agent": "pytorch/vision"}), timeout=SILENCE) as response:
-                while chunk := response.read(2**15):
-                    chunks.put(chunk)
-            chunks.put(b"")
+            answer.set_result(urlopen(Request(url, headers={"User-Agent": "pytorch/vision"}), timeout=SILENCE))
         except Exception as error:
-            chunks.put(error)
+            answer.set_exception(error)
 
-    threading.Thread(target=read, daemon=True).start()
-    content = bytearray()
-    with progress(desc=url.rpartition("/")[2], unit="B", unit_scale=True, delay=1) as bar:
-        while True:
-            try:
-                chunk = chunks.get(timeout=SILENCE)
-            except queue.Empty:
-                raise TimeoutError(f"no answer in {SILENCE} seconds") from None
-            if isinstance(chunk, Exception):
-                raise chunk
-            if not chunk:
-                break
+    threading.Thread(target=call, daemon=True).start()
+    content, name = bytearray(), url.rpartition("/")[2]
+    with answer.result(SILENCE) as response, progress(desc=name, unit="B", unit_scale=True, delay=1) as bar:
+        while chunk := response.read(2**15):
             content += chunk
             bar.update(len(chunk))
     if hashlib.md5(content).hexdigest() != md5:
