@@ -1,5 +1,6 @@
 """The conditional VAE that learns and forgets, its negative ELBO, and the judge that scores it."""
 
+from contextlib import suppress
 from copy import deepcopy
 from itertools import pairwise
 
@@ -48,35 +49,6 @@ class CVAE(nn.Module):
         if z is None:
             z = torch.randn(len(labels), self.latent_dim, device=labels.device)
         return self.decode(z, one_hot(labels)).sigmoid()
-
-
-def edits(cvae):
-    """What tells a reader's own CVAE from the one above, as settings for its Stage: {} if it computes the same.
-
-    {"hidden": widths} if CVAE(**cvae.config) still rebuilds it, else {"edited": what it answers to a fixed question}: then
-    only the notebook that defines it can, and Saved.build refuses its file. Takes no random numbers.
-    """
-    answers = fixed_answers(cvae)
-    with torch.random.fork_rng([]):
-        try:
-            twin, hidden = CVAE(**cvae.config), list(CVAE().hidden)
-            same = torch.allclose(fixed_answers(twin), answers, rtol=1e-3, atol=1e-3)
-        except (RuntimeError, TypeError):                   # of another shape, or with a config of its own
-            same = False
-    if not same:
-        return {"edited": [round(value.item(), 4) for value in (answers.mean(), answers.std())]}
-    return {} if cvae.config["hidden"] == hidden else {"hidden": cvae.config["hidden"]}
-
-
-@torch.no_grad()
-def fixed_answers(cvae):
-    """Encodings and logits, (10, 2 latent_dim + 784), of a copy whose weights, and what it is asked, are always the same."""
-    copy, draw = deepcopy(cvae).cpu().eval(), torch.Generator().manual_seed(0)
-    for p in copy.parameters():
-        p.copy_(0.1 * torch.randn(p.shape, generator=draw))
-    y, x = one_hot(torch.arange(CLASSES)), torch.rand(CLASSES, PIXELS, generator=draw)
-    z = torch.randn(CLASSES, cvae.latent_dim, generator=draw)
-    return torch.cat([*copy.encode(x, y), copy.decode(z, y)], 1)
 
 
 def negative_elbo_terms(cvae, x, y, noise=None, seen=None):
@@ -130,3 +102,26 @@ class Classifier(nn.Module):
 
     def forward(self, x):
         return self.head(self.features(x)).to(x.dtype)
+
+
+@torch.no_grad()
+def edits(cvae):
+    """What tells a reader's own CVAE from the one above, as settings for its Stage: {} if it computes the same.
+
+    {"hidden": widths} if CVAE(**cvae.config) still rebuilds it, else {"edited": what it answers to a fixed question}: then
+    only the notebook that defines it can, and Saved.build refuses its file. Takes no random numbers.
+    """
+    def answers(model):
+        model, draw = deepcopy(model).cpu().eval(), torch.Generator().manual_seed(0)
+        for p in model.parameters():                        # whatever it has learned
+            p.copy_(0.1 * torch.randn(p.shape, generator=draw))
+        y, x = torch.eye(CLASSES), torch.rand(CLASSES, PIXELS, generator=draw)
+        z = torch.randn(CLASSES, model.latent_dim, generator=draw)
+        return torch.cat([*model.encode(x, y), model.decode(z, y)], 1)
+
+    found = answers(cvae)
+    with torch.random.fork_rng([]), suppress(RuntimeError, TypeError):    # of another shape, or with a config of its own
+        twin = CVAE(**cvae.config)
+        if torch.allclose(answers(twin), found, rtol=1e-3, atol=1e-3):
+            return {} if twin.hidden == CVAE().hidden else {"hidden": twin.config["hidden"]}
+    return {"edited": [round(value.item(), 4) for value in (found.mean(), found.std())]}
