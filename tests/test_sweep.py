@@ -13,8 +13,8 @@ import pytest
 from conftest import REPOSITORY
 
 from amnesia.storage import disk
+from amnesia.storage.content import checksum
 from amnesia.storage.disk import WorkspaceError
-from amnesia.storage.files import checksum
 from amnesia_studies import sweep as sweep_module
 from amnesia_studies.sweep import Log, sweep
 

@@ -18,7 +18,8 @@ from .models import CVAE, Classifier, bernoulli_nll, edits, negative_elbo_terms,
 from .panel import check, panel, play
 from .processor import pick_device
 from .storage.parameters import check_parameters, forget_from, settings_of
-from .storage.workspace import Stage, Workspace
+from .storage.stage import Stage
+from .storage.workspace import Workspace
 from .training import fit, progress
 
 __all__ = ["CVAE", "Classifier", "Digits", "Stage", "Workspace", "ask", "bernoulli_nll", "check", "check_parameters",

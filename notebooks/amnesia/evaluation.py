@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from .data import CLASSES, PIXELS, jitter, load_digits
 from .models import Classifier, negative_elbo_terms
 from .storage.disk import WorkspaceError
-from .storage.workspace import Stage
+from .storage.stage import Stage
 from .training import fit
 
 Z95 = 1.959964

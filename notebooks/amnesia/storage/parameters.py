@@ -21,11 +21,9 @@ def check_parameters(**parameters):
         value, (least, most) = parameters[name], RANGES[name]
         whole = isinstance(least, int)
         if type(value) not in ((int,) if whole else (int, float)) or not least <= value <= most:    # NaN is in no range
-            note = ""
-            if isinstance(value, str):
-                note = " This is text: YAML, and so papermill, takes 1e-4 for text and 1.0e-4 for a number."
-            elif hasattr(value, "dtype"):
-                note = f" Of NumPy's and torch's numbers, take {name}.item()."
+            note = (" This is text: YAML, and so papermill, takes 1e-4 for text and 1.0e-4 for a number."
+                    if isinstance(value, str) else
+                    f" Of NumPy's and torch's numbers, take {name}.item()." if hasattr(value, "dtype") else "")
             raise ValueError(f"{name}={value!r}: expected a {'whole ' * whole}number from {least:,} to {most:,}.{note}")
 
 
@@ -59,10 +57,10 @@ def forget_set(forget, before=()):
 def forget_from(saved, forget):
     """What the parameter `forget` asks of the model in a file (Saved): (forgotten, kept, before, name).
 
-    forgotten, kept: as of forget_set(); before: what the model has forgotten already; name: all that it will have
+    forgotten, kept: as of forget_set(); before: what the model has forgotten already, sorted; name: all that it will have
     forgotten, as files are named by it: "0-3". Raises ValueError.
     """
-    before = forgotten_in(saved)
+    before = sorted({*saved.settings.get("forget", []), *saved.settings.get("forgotten_before", [])})
     forgotten, kept = forget_set(forget, before)
     return forgotten, kept, before, "-".join(map(str, sorted(before + forgotten)))
 
@@ -84,18 +82,13 @@ def settings_of(notebook, names, **more):
     return settings
 
 
-def forgotten_in(saved):
-    """The labels that the model in a file (Saved) has forgotten, sorted: none if it is a CVAE fresh from notebook 01."""
-    return sorted({*saved.settings.get("forget", []), *saved.settings.get("forgotten_before", [])})
-
-
 def check_surrogate(surrogate, forgotten):
     """Checks the parameter `surrogate` and returns it, "noise" or a label as a plain int.
 
     Raises ValueError for anything else, and for a label that is itself forgotten.
     """
     surrogate = as_python(surrogate)
-    if isinstance(surrogate, str) and surrogate == "noise":
+    if surrogate == "noise":
         return "noise"
     if not is_label(surrogate):
         raise ValueError(f"surrogate={surrogate!r}: expected \"noise\" or a label from 0 to 9.")

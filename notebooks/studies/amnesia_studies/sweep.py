@@ -14,8 +14,9 @@ import zlib
 import joblib
 import torch
 
+from amnesia.storage.content import checksum
 from amnesia.storage.disk import force_to_disk, is_there, read_whole, retry, unwritten
-from amnesia.storage.files import checksum, versions
+from amnesia.storage.files import versions
 from amnesia.training import progress
 
 
