@@ -335,7 +335,7 @@ def test_emulated_colab_disconnects_between_stages_and_finds_its_files_on_drive(
     lineage = torch.load(drive / "checkpoints" / "samples-0.pt", weights_only=True)["lineage"]
     assert lineage.keys() == {"cvae.pt", "amnesiac-0.pt"}
     assert {path.name for path in (drive / "figures").iterdir()} == {
-        "cvae_training.gif", "forgetting-0.gif", "comparison-0.png"}
+        "cvae_training.gif", "forgetting-0.gif", "strip-0.png", "comparison-0.png"}
 
 
 def shown(command):
