@@ -14,7 +14,7 @@ from release_studies import STUDIES, released_grey, summary_table
 
 from amnesia import CVAE, model_metrics
 from amnesia.storage.files import Saved
-from amnesia_studies import scoring
+from amnesia_studies import diffusion, scoring
 from amnesia_studies.attacks import SEARCHES
 from amnesia_studies.compare import compare
 from amnesia_studies.experiment import Experiment, released
@@ -255,10 +255,15 @@ def test_a_study_runs_top_to_bottom_in_miniature(path, small, monkeypatch):
         self, partial(function, scale=0.002), *settings, **named))
     monkeypatch.setitem(IMPORTANCE, "batch-mean", partial(batch_mean_fisher, n_samples=500))
     monkeypatch.setattr(references, "train_from_scratch", lambda task, digits: CVAE(**task.cvae.config))
-    reads = {"full": True, "dataset": "MNIST"} if path.stem == "10_beyond_mnist" else {}    # which else only reads
-    names = run_here(f"studies/{path.stem}", workspace=str(small.store.folder), n_jobs=1, scale=0.002, **reads)
+    monkeypatch.setattr(diffusion, "drawings", partial(diffusion.drawings, n=6))
+    own = {"10_beyond_mnist": {"full": True, "dataset": "MNIST"},                           # which else only reads
+           "12_diffusion": {"steps": 2, "n_per_class": 2}}.get(path.stem, {})
+    names = run_here(f"studies/{path.stem}", workspace=str(small.store.folder), n_jobs=1, scale=0.002, **own)
     if "own" in names:
         assert len({str(record["settings"]) for record in names["own"]}) == len(names["own"]) > 1
+    elif path.stem == "12_diffusion":
+        verdicts = [names["verdict"](test, *values) for _, test, values, _ in names["QUESTIONS"]]
+        assert {"same", "**not**"} <= {*verdicts} and names["amnesiac_file"].settings["steps"] == 2
     elif path.stem == "8_your_method":
         assert "| average | 3 |" in names["table"]
     else:
