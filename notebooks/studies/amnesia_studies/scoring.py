@@ -83,7 +83,7 @@ def precision_recall(samples, real, k=3):
     """(precision, recall) of features (N, D) against real ones (M, D): the share of each set that lies within the other's
     k-nearest-neighbour balls (Kynkaanniemi et al. 2019). Low recall is mode collapse, low precision is unreal samples."""
     def share_inside(points, others):
-        radii = torch.cdist(others, others).kthvalue(k + 1, 1).values   # + 1: each point is its own nearest neighbour
+        radii = torch.cdist(others, others).kthvalue(min(k + 1, len(others)), 1).values  # + 1: each is its own nearest
         return (torch.cdist(points, others) <= radii).any(1).float().mean().item()
 
     return share_inside(samples, real), share_inside(real, samples)
