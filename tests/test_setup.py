@@ -42,7 +42,7 @@ def run_setup(cwd, content="/content", colab=None, repo_url="", use_drive=True, 
     """Runs the cell twice in a fresh Python; returns what it printed, and what it made importable as the last line."""
     cell = emulated(SETUP, content)
     code = f"import sys\nold = sys.path[:]\nuse_drive, REPO_URL = {use_drive}, {repo_url!r}\n{before}\n{cell}\n{cell}\n"
-    code += f"{after}\nprint('|'.join(path for path in sys.path if path not in old))"
+    code += f"new = [path for path in sys.path if path not in old]\n{after}\nprint('|'.join(new))"
     return subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=False,
                           env={**os.environ, "PYTHONPATH": str(colab or ""), "GIT_TERMINAL_PROMPT": "0"})
 
