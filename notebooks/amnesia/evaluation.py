@@ -42,11 +42,10 @@ def train_judge(store, train, seed=0, steps=7000, batch_size=128, learning_rate=
     """
     settings = {"seed": seed, "steps": steps, "batch_size": batch_size, "learning_rate": learning_rate,
                 "weight_decay": weight_decay}
-    device = train.images.device
     stage = Stage(store, f"classifier-{seed}.pt" if seed else "classifier.pt", settings, [train])
     if not stage.done():
         torch.manual_seed(seed)
-        judge = Classifier().to(device)
+        judge = Classifier().to(train.images.device)
 
         def loss():
             x, y = train.batch(batch_size)
@@ -55,7 +54,7 @@ def train_judge(store, train, seed=0, steps=7000, batch_size=128, learning_rate=
         history = fit(judge, loss, steps=steps, learning_rate=learning_rate, weight_decay=weight_decay, data=train,
                       stage=stage, title="judge")
         stage.save(state=judge.state_dict(), config=judge.config, metrics=history)
-    return stage.load().build(Classifier, device)
+    return stage.load().build(Classifier, train.images.device)
 
 
 @torch.no_grad()
@@ -173,8 +172,7 @@ def of_labels(digits, labels):
 def reference_metrics(judge, train, test, forgotten, kept, n=1000, real=None):
     """The block `reference`: the judge on real test digits, on flat 0.5 grey, on uniform noise; and the Frechet floor.
 
-    The floor is the distance of real training images of the kept labels, `n` a label, from the real test images. real:
-    ask(judge, test.images), if that is known already.
+    The floor is that of `n` real training images of each kept label from the real test images. real: as of model_metrics().
     """
     asked = torch.tensor(forgotten).repeat_interleave(n)
     noise = torch.randint(256, (n, PIXELS), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -182,14 +180,13 @@ def reference_metrics(judge, train, test, forgotten, kept, n=1000, real=None):
     (verdict, features), labels = real or ask(judge, test.images), test.labels.cpu()
     of_kept, gone = of_labels(test, kept), of_labels(test, forgotten)
     hits = (verdict.argmax(1) == labels)[of_kept].sum().item()
-    frechet_floor, floor_interval = frechet(ask(judge, floor)[1], features[of_kept])
     of_noise = ask(judge, noise)[0].repeat(len(forgotten), 1)
     return {
         "real": with_intervals(**forgetting_metrics(verdict[gone], labels[gone], test.images.cpu()[gone]),
                                kept_accuracy=wilson_interval(hits, of_kept.sum().item())),
         "grey": grey_reference(judge, forgotten),
         "noise": with_intervals(**forgetting_metrics(of_noise, asked, noise.repeat(len(forgotten), 1))),
-        "kept_frechet_floor": frechet_floor, "interval95": {"kept_frechet_floor": floor_interval}}
+        **with_intervals(kept_frechet_floor=frechet(ask(judge, floor)[1], features[of_kept]))}
 
 
 def grey_reference(judge, forgotten):
@@ -202,8 +199,7 @@ def grey_reference(judge, forgotten):
 def kept_change(original, amnesiac, test, kept):
     """The change of the ELBO of real images of the kept labels, nats per image, with the interval of the paired differences.
 
-    The same images and noise for both models, so what images differ in cancels: the interval is a thirtieth as wide as that
-    of either mean. A block of evaluation-<digits>.json, beside those of the two models.
+    Both models see the same images and noise: what images differ in cancels, and the interval is a thirtieth as wide.
     """
     digits = test.only(kept)
     return with_intervals(kept_elbo=mean_interval(elbo(amnesiac, digits) - elbo(original, digits)))
