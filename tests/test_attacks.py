@@ -8,6 +8,7 @@ import torch
 from amnesia import CVAE, Classifier, Workspace, one_hot
 from amnesia.storage.files import Saved
 from amnesia.storage.workspace import REPOSITORY
+from amnesia_studies import attacks
 from amnesia_studies.attacks import (
     BOX,
     RADIUS_SQUARED,
@@ -139,3 +140,11 @@ def test_the_second_judge_is_another_one_of_the_same_kind(released, digits, tmp_
     assert min(right) > 0.985 and not torch.equal(judge.head[1].weight, second.head[1].weight)
     settings = Workspace(tmp_path).load("classifier-1.pt").settings
     assert settings == {**Workspace(tmp_path).load("classifier.pt").settings, "seed": 1}
+
+
+def test_a_success_is_what_the_judge_is_nine_tenths_sure_of(monkeypatch):
+    """Of the label that is asked for: not of another, however sure."""
+    p = torch.full((4, 10), 0.01)
+    p[0, 4], p[1, 4], p[2, 4], p[3, 5] = 0.89, 0.91, 0.5, 0.95
+    monkeypatch.setattr(attacks, "ask", lambda judge, images: (p, None))
+    assert successes(None, torch.zeros(4, 784, dtype=torch.uint8), 4).tolist() == [False, True, False, False]

@@ -163,6 +163,26 @@ def test_fit_rounds_products_and_nothing_else(monkeypatch, units):
     assert {p.grad.dtype for p in cvae.parameters()} == {torch.float32}
 
 
+def test_a_model_of_a_reader_s_own_is_rounded_as_the_helper_s_is(monkeypatch):
+    """In its products alone, and so to the same bits, though it doesn't say what its answers are cast to: as 01's cell."""
+    class Own(CVAE):
+        def encode(self, x, y):
+            return self.encoder(torch.cat([x, y], 1)).chunk(2, 1)
+
+        def decode(self, z, y):
+            return self.decoder(torch.cat([z, y], 1))
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+
+    def fitted(kind):
+        torch.manual_seed(0)
+        cvae, x, y = kind(4, (32, 16)), torch.rand(8, 784), one_hot(torch.arange(8))
+        fit(cvae, lambda: {"negative ELBO": sum(negative_elbo_terms(cvae, x, y)).mean()}, steps=3, learning_rate=1e-3)
+        return list(cvae.parameters())
+
+    assert all(torch.equal(a, b) for a, b in zip(fitted(Own), fitted(CVAE), strict=True))
+
+
 def test_torch_takes_no_more_threads_than_this_process_may_keep_busy(monkeypatch):
     """As in a container with a quota of one CPU of many; a number that a user chose stands."""
     threads = torch.get_num_threads()

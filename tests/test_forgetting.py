@@ -64,6 +64,20 @@ def test_retraining_on_all_digits_is_notebook_01_to_the_bit(tmp_path, digits, mo
         assert torch.equal(a, b)
 
 
+def test_the_oracle_is_trained_on_noise_by_the_seed_in_the_place_of_the_forgotten_digits(task, monkeypatch):
+    shown = []
+    monkeypatch.setattr(references, "train_from_scratch", lambda task, digits: shown.append(digits))
+    before = task.train.images.clone()
+    for task.seed in (5, 5, 6):
+        oracle(task)
+    first, again, other = (digits.images for digits in shown)
+    gone = task.train.labels == 3
+    noise = torch.randint(256, (gone.sum(), 784), generator=torch.Generator().manual_seed(5)).byte()
+    assert torch.equal(first[gone], noise) and torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(first[~gone], before[~gone]) and torch.equal(task.train.images, before)
+    assert torch.equal(shown[0].labels, task.train.labels)
+
+
 def test_nothing_is_replayed_without_gamma(task):
     """The kept labels' columns get no gradient then, with λ = 0."""
     def columns(cvae):

@@ -119,6 +119,20 @@ def test_relearning_counts_steps(cvae, judge, digits):
     assert all(torch.equal(before[name], value) for name, value in cvae.state_dict().items())
 
 
+@pytest.mark.parametrize("rank", [None, 1])
+def test_relearning_trains_a_copy_and_looks_at_the_same_samples(task, monkeypatch, rank):
+    """Of the latents that the seed gives, whatever was drawn before; the model and what may be trained in it stay."""
+    task.cvae.requires_grad_(False)
+    before, seen = flat(task.cvae), []
+    monkeypatch.setattr(relearning, "recognised", lambda cvae, judge, label, z, mirror_of: seen.append((cvae, z)) or 0.0)
+    for _ in range(2):
+        relearn(task.cvae, None, torch.rand(2, 784), 3, 0.7, rank=rank, limit=3, seed=8)
+    expected = torch.randn(200, 4, generator=torch.Generator().manual_seed(8))
+    assert len(seen) == 8 and all(torch.equal(z, expected) for _, z in seen)
+    assert (flat(task.cvae) == before).all() and not any(p.requires_grad for p in task.cvae.parameters())
+    assert not hasattr(task.cvae.decoder[0], "parametrizations") and all(cvae is not task.cvae for cvae, _ in seen)
+
+
 def test_steps_are_counted_to_the_first_look_that_finds_enough(task, monkeypatch):
     """Looks after 0 to 20 steps one by one, then every 5 %; the first with at least the share counts."""
     looks, shares = [], iter([0.0] * 23 + [0.69, 0.7])

@@ -139,7 +139,7 @@ def forgetting_metrics(probabilities, asked, images):
     return {"forgotten_probability": mean_interval(probabilities.gather(1, asked[:, None])),
             "entropy": mean_interval(entropy(probabilities)),
             "forgotten_share": wilson_interval(hits, len(asked)),
-            "forgotten_contrast": mean_interval(images.reshape(-1, PIXELS).double().std(1, correction=0))}
+            "forgotten_contrast": mean_interval(images.cpu().reshape(-1, PIXELS).double().std(1, correction=0))}
 
 
 def model_metrics(judge, samples, cvae, test, forgotten, kept, real=None, bound=elbo):

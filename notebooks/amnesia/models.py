@@ -58,9 +58,9 @@ def negative_elbo_terms(cvae, x, y, noise=None, seen=None):
     one sample z = mean + std * noise is made of, drawn here unless given; seen: what the encoder is shown in the place
     of x, for a bound with a less informed q. (Kingma & Welling 2014, Eq. 7 and App. B.)
     """
-    mean, log_var = cvae.encode(x if seen is None else seen, y)
+    mean, log_var = (part.to(x.dtype) for part in cvae.encode(x if seen is None else seen, y))  # may be rounded
     noise = torch.randn_like(mean) if noise is None else noise
-    logits = cvae.decode(mean + noise * (log_var / 2).exp(), y)
+    logits = cvae.decode(mean + noise * (log_var / 2).exp(), y).to(x.dtype)
     kl = (mean.square() + log_var.exp() - 1 - log_var).sum(1) / 2
     return bernoulli_nll(logits, x), kl
 
