@@ -176,6 +176,8 @@ def test_intervals_are_those_of_the_seeds():
     ("studies", ("cvae.pt", "fim-cvae.pt", "classifier.pt"), 200),
     ("attacks", ("cvae.pt", "fim-cvae.pt", "classifier.pt", "classifier-1.pt"), 50),
     ("savings", ("cvae.pt", "fim-cvae.pt", "classifier.pt"), 10),
+    ("averages", ("cvae.pt", "fim-cvae.pt", "classifier.pt"), 5),
+    ("weights", ("cvae.pt", "fim-cvae.pt", "classifier.pt"), 3),
     ("one-label", ("cvae.pt", "fim-cvae.pt", "classifier.pt", "classifier-1.pt"), 30)])
 def test_the_published_runs_start_from_the_released_files(log, files, least):
     digests = {name: Saved(RELEASED / name).digest for name in files}
