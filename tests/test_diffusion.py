@@ -160,6 +160,7 @@ def test_another_word_is_refused_by_name(small, wrong):
         selective_amnesia(small.task([5]), **wrong)
 
 
+@pytest.mark.slow
 def test_what_is_tried_to_be_had_again(small):
     result = forget_and_recover(small, "selective amnesia", [4], seed=1, scale=0.002)
     assert result["P"] == forget_and_score(small, "selective amnesia", [4], seed=1, scale=0.002)["P"]

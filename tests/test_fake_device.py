@@ -20,7 +20,7 @@ from amnesia_studies.methods.selective_amnesia import batch_mean_fisher, selecti
 from amnesia_studies.recovery import forget_and_recover, forget_and_search_label
 from amnesia_studies.scoring import forget_and_score, forget_in_turn
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array_")  # matplotlib's, of tensors
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:__array_")]  # matplotlib's, of tensors
 PARAMETERS = {"device": DEVICE.type, "steps": 3, "batch_size": 16, "n_samples": 400, "n_per_class": 16}
 
 

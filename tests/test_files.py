@@ -287,6 +287,7 @@ def test_what_says_nothing_of_the_file_is_passed_on(path, refuse):
         save(path, CONTENT)
 
 
+@pytest.mark.slow
 def test_nothing_is_imported_late(tmp_path):
     """Once the helper is imported, saving, loading and refusing need no module that is not there yet."""
     code = """

@@ -39,6 +39,7 @@ def few(digits, monkeypatch):
     return small[0]
 
 
+@pytest.mark.slow
 def test_all_of_it_in_miniature(few):
     *_, result = gpu.measured(few, 30, (2, 2, 2, None), repeats=1)
     result = json.loads(json.dumps(result))
@@ -48,6 +49,7 @@ def test_all_of_it_in_miniature(few):
     assert "training: the same values from the same seed, the same values when cut off and resumed." in table
 
 
+@pytest.mark.slow
 def test_a_run_that_resumes_to_other_values_is_found(few, monkeypatch):
     """As on a card whose random state is not put back."""
     monkeypatch.setattr(workspace, "set_rng_state", lambda state, device: torch.manual_seed(1))

@@ -30,6 +30,7 @@ def test_the_ends_of_the_ranges_go_through_all_five(parameters, tmp_path):
     assert len(list((tmp_path / "checkpoints").iterdir())) == len(STEMS)
 
 
+@pytest.mark.slow
 def test_a_rate_at_the_upper_end_diverges_in_a_sentence(tmp_path):
     with pytest.raises(Diverged, match="The loss diverged at step"):
         run_here("01_train_cvae", workspace=str(tmp_path), steps=20, batch_size=10, learning_rate=1e3)

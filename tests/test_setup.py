@@ -233,6 +233,7 @@ def test_google_colab_outside_colab_is_left_alone(colab, project, tmp_path, mach
     assert not list(tmp_path.glob("content/*"))
 
 
+@pytest.mark.slow
 def test_kaggle_finds_a_data_set_and_writes_to_its_working_folder(project, tmp_path):
     """The real helper, in a data set, which nobody may write to."""
     root, working = tmp_path / "kaggle" / "input" / "selective-amnesia", tmp_path / "kaggle" / "working"

@@ -60,6 +60,7 @@ def test_a_run_that_diverges_says_so(small):
     assert set(result) == {"diverged"} and "diverged at step" in result["diverged"]
 
 
+@pytest.mark.slow
 def test_recovering_says_all_there_is_to_say(small):
     result = forget_and_recover(small, "selective amnesia", [4], seed=1, scale=0.005, restarts=10)
     assert set(result["attacks"]) == {*SEARCHES, "inversion from 10 images", "inversion from 100 images"}
@@ -71,6 +72,7 @@ def test_recovering_says_all_there_is_to_say(small):
     assert forget_and_recover(small, "original", [4], scale=0.005, restarts=10)["savings"]["10"]["digit"] == 0
 
 
+@pytest.mark.slow
 def test_a_search_for_one_label_is_scored_by_the_second_judge(small):
     found = forget_and_search_label(small, "original", [4], scale=0.2)
     assert found["n"] == 200 and 180 < found["hits"] <= 200 and len(images_from_text(found["drawn"])) == 8
@@ -199,6 +201,7 @@ def test_their_page_has_their_tables():
     assert summary_table(*map(released, ("studies", "attacks", "savings"))) in page
 
 
+@pytest.mark.slow
 @pytest.mark.mnist
 def test_a_published_run_comes_out_again(tmp_path):
     """Dampening is quick enough to be run anew; another kind of CPU may round otherwise."""
@@ -229,6 +232,7 @@ def forgetful(task):
     return task.cvae
 
 
+@pytest.mark.slow
 def test_your_own_method_stands_in_the_table(small):
     table = compare(forgetful, small, seeds=(0, 1), scale=0.005, n_jobs=1)
     lines = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in table.splitlines() if line.startswith("|")}
