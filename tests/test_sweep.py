@@ -59,6 +59,7 @@ def slowly(x, folder):
     return square(x, Path(folder), pause=0.5)
 
 
+@pytest.mark.slow
 def test_results_come_in_the_order_of_the_grid_and_only_new_ones_are_run(log, tmp_path):
     calls = tmp_path / "calls"
     calls.mkdir()
