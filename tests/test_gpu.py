@@ -12,7 +12,7 @@ from clock import tick
 
 import amnesia
 from amnesia import Digits
-from amnesia.storage import workspace
+from amnesia.storage import stage
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_")  # matplotlib's, of tensors
 WORK = "training", "Fisher information"
@@ -52,7 +52,7 @@ def test_all_of_it_in_miniature(few):
 @pytest.mark.slow
 def test_a_run_that_resumes_to_other_values_is_found(few, monkeypatch):
     """As on a card whose random state is not put back."""
-    monkeypatch.setattr(workspace, "set_rng_state", lambda state, device: torch.manual_seed(1))
+    monkeypatch.setattr(stage, "set_rng_state", lambda state, device: torch.manual_seed(1))
     checks, versions = gpu.checks(few, 30), gpu.versions() | {"cuda": None}
     assert checks == {work: {"repeated": True, "resumed": False} for work in WORK}
     assert "OTHER values when cut off" in gpu.table({"checks": checks, "stages": {}, "versions": versions})

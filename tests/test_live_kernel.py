@@ -228,13 +228,13 @@ def test_the_first_value_of_each_edit_is_the_default(stem):
 
 
 CUT = """
-from amnesia.storage import workspace as _workspace
-_save_progress = _workspace.Stage.save_progress
+from amnesia.storage import stage as _stage
+_save_progress = _stage.Stage.save_progress
 def _cut(stage, *content):
-    _workspace.Stage.save_progress = _save_progress
+    _stage.Stage.save_progress = _save_progress
     _save_progress(stage, *content)
     raise KeyboardInterrupt
-_workspace.Stage.save_progress = _cut
+_stage.Stage.save_progress = _cut
 """
 
 
