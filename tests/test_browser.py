@@ -109,7 +109,8 @@ def run_all(browser, lab, name):
     """Opens a notebook and runs it by the menu's "Run All Cells"; returns the pictures in its outputs."""
     wait = WebDriverWait(browser, PATIENCE, ignored_exceptions=[WebDriverException])  # pages change under one's hands
     error = '[data-mime-type="application/vnd.jupyter.error"]'
-    prompts = "return [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(prompt => prompt.textContent)"
+    prompts = ("return [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(prompt => prompt.textContent)"
+               ".filter(text => text)")                                                     # that of a folded cell is empty
 
     def finished(browser):
         return (browser.find_elements(By.CSS_SELECTOR, error)
