@@ -91,12 +91,14 @@ def project(tmp_path_factory):
     add_wheel(root, "1.0")
     python = root / ".venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
     offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": root.as_uri(), "PIP_CONFIG_FILE": os.devnull}
+    of_nobody = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
 
     def set_up(shell=()):
         shell = {**offline, **dict(shell)}  # set inside, for a PYTHONHOME that leads nowhere stops this Python too
         code = (f"import os, run; os.environ.update({shell!r}); print(run.set_up('requirements.txt'), "
                 "*os.environ.keys() & {'PYTHONPATH', 'PYTHONHOME'})")  # which kernels would inherit
-        return subprocess.run([sys.executable, "-c", code], cwd=root / "notebooks", capture_output=True, text=True)
+        return subprocess.run([sys.executable, "-c", code], cwd=root / "notebooks", env=of_nobody,
+                              capture_output=True, text=True)
 
     def version():
         """Of `tiny` in the environment, "" if it is not there."""
