@@ -21,10 +21,22 @@ from amnesia_studies.experiment import Experiment, released
 from amnesia_studies.methods import METHODS, references
 from amnesia_studies.methods.selective_amnesia import IMPORTANCE, batch_mean_fisher
 from amnesia_studies.recovery import forget_and_recover, forget_and_search_label
-from amnesia_studies.rows import ATTACKED, EVERY_METHOD, grid, plan
+from amnesia_studies.rows import ATTACKED, EVERY_METHOD, by_labels, grid, plan
 from amnesia_studies.scoring import forget_and_score, forget_in_turn
 from amnesia_studies.sweep import images_from_text
-from amnesia_studies.tables import change, clustered, frame, markdown, metrics, partners, spread, summary
+from amnesia_studies.tables import (
+    beside_controls,
+    change,
+    clustered,
+    frame,
+    markdown,
+    merged,
+    metrics,
+    partners,
+    same_or_not,
+    spread,
+    summary,
+)
 
 
 def test_a_run_is_scored_as_notebook_05_does(small):
@@ -201,6 +213,36 @@ def test_their_page_has_their_tables():
     assert summary_table(*map(released, ("studies", "attacks", "savings"))) in page
 
 
+def test_two_models_are_asked_the_same_questions():
+    """Controls are means over their seeds, of the same labels; the runs of two logs are one line; a yes or a no of each."""
+    choices = {row: {"method": row} for row in ("original", "oracle", "distilled")}
+    rows = by_labels(choices, [[0], [8]], seeds=(0, 1))
+    assert rows["8", "oracle"] == [{"method": "oracle", "forget": [8], "seed": seed} for seed in (0, 1)]
+
+    def runs(P, accuracy, steps):
+        """P − grey of the distilled model, the original's and its kept accuracy, seed by seed, and its steps to relearn."""
+        scores = [{"settings": settings, "result": {"P − grey": P if row == "distilled" else 0.0, "kept accuracy": kept}}
+                  for (_, row), those in rows.items() for settings, kept in zip(those, accuracy[row], strict=True)]
+        learned = [{"settings": one, "result": {"steps": steps if row == "distilled" else 10.0 * (1 + one["seed"])}}
+                   for (_, row), those in rows.items() for one in those]
+        read = {"names": ["forgotten", "model"], "of": lambda result, forget, grey: result}
+        return merged(frame(scores, rows, **read), frame(learned, rows, **read))
+
+    accuracy = {"original": (0.98, 0.96), "oracle": (0.9, 0.9), "distilled": (0.969, 0.965)}
+    one, other = (beside_controls(runs(*figures)) for figures in ((0.01, accuracy, 3.0), (0.06, accuracy, 30.0)))
+    assert len(one) == 12 and one.loc["0", "distilled"]["Δ kept accuracy"].tolist() == pytest.approx([-0.001, -0.005])
+    assert one.loc["8", "distilled"]["steps / Oracle's"].tolist() == pytest.approx([0.2, 0.2])      # of 10 and 20: 15
+    assert one.loc["8", "distilled"]["steps, excess"].tolist() == pytest.approx([-12, -12])
+    assert one.loc["0", "distilled"]["at grey, and keeps"].tolist() == [True, False]               # 0.97 - 0.003
+    assert other.loc["0", "distilled"]["at grey, and keeps"].tolist() == [False, False]
+    questions = [("P", "0", "distilled", "P − grey", "within", 0.05), ("P", ["0", "8"], "distilled", "P − grey", "above", 0),
+                 ("fast", "0", "distilled", "steps / Oracle's", "at most", 1), ("a", "0", "none", "P − grey", "at least", 0)]
+    table = same_or_not(questions, {"A": one, "B": other})
+    assert table["verdict"].tolist() == ["**not**", "same", "**not**", "not run yet"]
+    assert table["A"].tolist()[:2] == ["0.010 ± 0.000 (n = 2)", "0.010 ± 0.000 (n = 4)"]
+    assert table["yes, if"].tolist() == ["within 0.05", "above 0", "at most 1", "at least 0"]
+
+
 @pytest.mark.slow
 @pytest.mark.mnist
 def test_a_published_run_comes_out_again(tmp_path):
@@ -266,7 +308,7 @@ def test_a_study_runs_top_to_bottom_in_miniature(path, small, monkeypatch):
            "12_diffusion": {"steps": 2, "n_per_class": 2}}.get(path.stem, {})
     names = run_here(f"studies/{path.stem}", workspace=str(small.store.folder), n_jobs=1, scale=0.002, **own)
     if path.stem == "12_diffusion":
-        verdicts = [names["verdict"](test, *values) for _, test, values, _ in names["QUESTIONS"]]
+        verdicts = same_or_not(names["QUESTIONS"], {"CVAE": names["cvae"], "diffusion": names["denoiser"]})["verdict"]
         assert {"same", "**not**"} <= {*verdicts} and names["amnesiac_file"].settings["steps"] == 2
     elif "own" in names:
         assert len({str(record["settings"]) for record in names["own"]}) == len(names["own"]) > 1

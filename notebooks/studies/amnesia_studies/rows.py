@@ -39,20 +39,38 @@ def plan(choices, sets, seeds, **common):
     return {row: grid(sets=sets, seeds=seeds, **options, **common) for row, options in choices.items()}
 
 
-# What study 12 asks of a diffusion model: {row: the method and its options}. What stands beside the grey of the forgotten
-# label, and what stands in its place.
-DENOISERS = {
+def by_labels(choices, sets, seeds=range(4), **common):
+    """The same with a row for each set of labels: {(labels, row): settings of its runs}."""
+    return {(", ".join(map(str, labels)), row): runs for labels in sets
+            for row, runs in plan(choices, [labels], seeds, **common).items()}
+
+
+# What study 12 asks of a diffusion model: {row: the method and its options}; what is tried to be had again, and the rest
+DENOISERS_ATTACKED = {
     "original": {"method": "original"},
     "distilled": {"method": "selective amnesia", "lam": 0.0},
     "distilled, λ = 1": {"method": "selective amnesia", "lam": 1.0},
     "no label replayed": {"method": "selective amnesia", "lam": 0.0, "unconditional": "replay"},
-    "distilled, λ = 0.1": {"method": "selective amnesia", "lam": 0.1},
-    "distilled, λ = 10": {"method": "selective amnesia", "lam": 10.0},
-    "distilled, λ = 100": {"method": "selective amnesia", "lam": 100.0},
+    "another": {"method": "another"},
+    "retrain": {"method": "retrain"},
+    "oracle": {"method": "oracle"}}
+DENOISERS_SCORED = {
     "replay": {"method": "selective amnesia", "lam": 0.0, "remember": "replay"},
     "nothing, λ = 1": {"method": "selective amnesia", "lam": 1.0, "remember": "nothing"},
     "nothing, λ = 100": {"method": "selective amnesia", "lam": 100.0, "remember": "nothing"},
     "noise for grey": {"method": "selective amnesia", "lam": 0.0, "surrogate": "noise"},
-    "retrain": {"method": "retrain"},
+    "distilled, λ = 0.1": {"method": "selective amnesia", "lam": 0.1},
+    "distilled, λ = 10": {"method": "selective amnesia", "lam": 10.0},
+    "distilled, λ = 100": {"method": "selective amnesia", "lam": 100.0}}
+DENOISERS = DENOISERS_ATTACKED | DENOISERS_SCORED
+
+# The CVAE's runs that answer to these; noise is what its label is taught anyway
+CVAES = {
+    "original": {"method": "original"},
+    "distilled": {"method": "distilled amnesia"},
     "oracle": {"method": "oracle"},
-    "another": {"method": "another"}}
+    "replay": {"method": "selective amnesia"},
+    "noise for grey": {"method": "distilled amnesia"},
+    "distilled, λ = 100": {"method": "distilled amnesia", "lam": 100.0}}
+CVAES |= {f"nothing, λ = {lam:g}": {"method": "selective amnesia", "gamma": 0.0, "lam": lam}
+          for lam in (0.1, 1.0, 10.0, 100.0)}

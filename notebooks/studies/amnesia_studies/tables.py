@@ -1,5 +1,7 @@
 """Tables of a study's records: a line per run, then a line per row, then markdown."""
 
+import operator
+
 import numpy as np
 import pandas as pd
 from scipy.stats import ttest_1samp
@@ -69,6 +71,8 @@ def metrics(result, forget, grey):
               "leakage": confusion[kept][:, forgotten].sum() / confusion[kept].sum(),
               "Fréchet": result["kept_frechet"], "precision": result["precision"], "recall": result["recall"],
               "kept ELBO": result["kept_elbo"], "forgotten ELBO": result["forgotten_elbo"]}
+    if "forgotten_contrast" in result:
+        values["contrast"] = result["forgotten_contrast"]
     if "seconds" in result:
         values["seconds"] = result["seconds"]
     if "kept_iw" in result:
@@ -80,6 +84,9 @@ def metrics(result, forget, grey):
         values["searches"] = np.mean([values[attack] for attack in SEARCHES])
         after = metrics(result["resurgence"], forget, grey)
         values |= {f"{name}, fine-tuned": value for name, value in after.items()}
+    if "inversion" in result:                               # of a Denoiser
+        values |= {"inversion from 100 images": result["inversion"]["hits"] / result["inversion"]["n"],
+                   "drawn without a label": result["unconditional"][forgotten[0]] / sum(result["unconditional"])}
     if "savings" in result:
         values |= relearning_metrics(result)
     return values
@@ -105,6 +112,54 @@ def frame(records, rows, grey=lambda forget: (np.nan, np.nan), names=("",), of=m
         raise ValueError(f"There is no finished run of {', '.join(map(str, rows))} among {len(records)} records: do these "
                          "runs first, as a study does with full = True.")
     return pd.DataFrame(lines, pd.MultiIndex.from_tuples(index, names=[*names, *RUN]))
+
+
+def merged(*frames):
+    """The lines of several frames, those of the same run as one: what one log lacks, as attacks, another may hold."""
+    lines = pd.concat(frames)
+    return lines.groupby(level=lines.index.names, sort=False).first()
+
+
+def beside_controls(runs, tolerance=0.05, points=0.3):
+    """Runs of by_labels() rows with the change of each figure from the original's ("Δ …"), what is above Oracle's
+    ("…, excess") and the multiple of it ("… / Oracle's"); original and Oracle of the same labels, means over their seeds.
+
+    "at grey": is P within `tolerance` of grey's; "at grey, and keeps": and kept accuracy down by at most so many points.
+    """
+    def control(row):
+        means = runs.xs(row, level="model").groupby("forgotten").mean()
+        return means.reindex(runs.index.get_level_values("forgotten")).set_axis(runs.index)
+
+    original, oracle = control("original"), control("oracle")
+    at_grey = runs["P − grey"].abs() <= tolerance
+    keeps = runs["kept accuracy"] >= original["kept accuracy"] - points / 100
+    return pd.concat([runs.assign(**{"at grey": at_grey, "at grey, and keeps": at_grey & keeps}),
+                      (runs - original).add_prefix("Δ "), (runs - oracle).add_suffix(", excess"),
+                      (runs / oracle).add_suffix(" / Oracle's")], axis=1)
+
+
+MARKS = {"within": lambda mean, mark: abs(mean) <= mark, "at most": operator.le, "at least": operator.ge,
+         "above": operator.gt}
+
+
+def same_or_not(questions, models):
+    """A table of texts: a line per question with the figure of both models, mean ± sd over n runs, and whether the answer is
+    the same, a yes or a no.
+
+    questions: (title, labels forgotten, row or rows, figure, a key of MARKS, mark); models: {name: runs by by_labels()}.
+    """
+    lines = []
+    for title, forgotten, model, figure, mark, limit in questions:
+        line, answers = {"question": title, "yes, if": f"{mark} {limit:g}"}, set()
+        for name, runs in models.items():
+            of_labels, of_rows = (runs.index.isin(np.atleast_1d(chosen), level)
+                                  for chosen, level in ((forgotten, "forgotten"), (model, "model")))
+            values = runs.loc[of_labels & of_rows, figure].dropna().astype(float)
+            line[name] = f"{spread(values, '.3f')} (n = {len(values)})"
+            answers.add(bool(MARKS[mark](values.mean(), limit)) if len(values) else "not run yet")
+        told = "not run yet" if "not run yet" in answers else "same" if len(answers) == 1 else "**not**"
+        lines.append(line | {"verdict": told})
+    return pd.DataFrame(lines).set_index("question")
 
 
 def partners(runs, others):
