@@ -84,8 +84,12 @@ def execute(path, workspace):
     return seconds
 
 
-def results_table(evaluation):
-    """The front page's table of results, in markdown, from the content of evaluation-<digits>.json."""
+# The front page's rows; the studies' page has all
+FRONT_ROWS = "forgotten_probability", "entropy", "forgotten_share", "kept_accuracy", "kept_elbo"
+
+
+def results_table(evaluation, only=None):
+    """The table of results, in markdown, from the content of evaluation-<digits>.json: all rows, or `only` these."""
     original, amnesiac, reference = (evaluation[key] for key in ("original", "amnesiac", "reference"))
 
     def metric(block, key, digits):
@@ -95,8 +99,8 @@ def results_table(evaluation):
     grey, real = reference["grey"], reference["real"]
     p_grey, h_grey = f"{grey['forgotten_probability']:.3f} on grey", f"{grey['entropy']:.3f} on grey"
     floor = f"{reference['kept_frechet_floor']:.2f} real against real"
-    rows = [("probability of the forgotten digit, P", "forgotten_probability", 3, p_grey),
-            ("judge's entropy there, H (nats)", "entropy", 3, h_grey),
+    rows = [("P: how sure the judge is of the forgotten digit", "forgotten_probability", 3, p_grey),
+            ("H: how unsure of everything, nats", "entropy", 3, h_grey),
             ("share of its samples judged as it", "forgotten_share", 3, f"{grey['forgotten_share']:.3f} on grey"),
             ("their contrast (grey levels of 255)", "forgotten_contrast", 1,
              f"{real['forgotten_contrast']:.1f} of real digits"),
@@ -107,7 +111,8 @@ def results_table(evaluation):
             ("ELBO of real forgotten digits (nats)", "forgotten_elbo", 1, "")]
     table = ["| | before | after | reference |", "|---|---|---|---|"]
     for title, key, digits, aim in rows:
-        table.append(f"| {title} | {metric(original, key, digits)} | {metric(amnesiac, key, digits)} | {aim} |")
+        if not only or key in only:
+            table.append(f"| {title} | {metric(original, key, digits)} | {metric(amnesiac, key, digits)} | {aim} |")
     versions, change = evaluation["versions"], evaluation["change"]
     low, high = change["interval95"]["kept_elbo"]
     note = (f"Change of the kept ELBO, image by image: {change['kept_elbo']:.2f} ({low:.2f} to {high:.2f}) nats. "
@@ -179,7 +184,8 @@ def fill_pages():
     for path in (REPOSITORY / "notebooks").rglob("*.ipynb"):
         path.write_text(addressed(path.read_text(), repository))
     digits, times = [read(f"evaluation-{digit}.json") for digit in range(10)], read("times.json")
-    fill(FRONT, "results", results_table(digits[0]))
+    fill(FRONT, "results", results_table(digits[0], FRONT_ROWS))
+    fill(STUDIED, "results", results_table(digits[0]))
     fill(HOW_TO, "times", times_table(times))
     fill(HOW_TO, "another digit", another_digit(times))
     fill(STUDIED, "digits", digits_table(digits))
