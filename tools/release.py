@@ -109,7 +109,7 @@ def results_table(evaluation, only=None):
             ("Fréchet distance of kept digits", "kept_frechet", 2, floor),
             ("ELBO of real kept digits (nats)", "kept_elbo", 2, ""),
             ("ELBO of real forgotten digits (nats)", "forgotten_elbo", 1, "")]
-    table = ["| | before | after | reference |", "|---|---|---|---|"]
+    table = ["| figure | before | after | reference |", "|---|---|---|---|"]
     for title, key, digits, aim in rows:
         if not only or key in only:
             table.append(f"| {title} | {metric(original, key, digits)} | {metric(amnesiac, key, digits)} | {aim} |")
