@@ -177,6 +177,16 @@ def test_notebook_03(notebook_03, remember, surrogate):
         assert (asked[:-80] == 7).all() and (len(asked) - 80 == (0 if surrogate == "noise" else 48))
 
 
+def test_notebook_03_trains_by_what_is_set_when_it_trains(notebook_03):
+    """As its file then records: a reader may edit, run the stage's cell again, and go straight to the one that trains."""
+    names, original, model = notebook_03()
+    names |= {"remember": "replay", "surrogate": 7}
+    forget, remember, _ = names["loss"]().values()
+    assert torch.equal(original.decoded[0][1].argmax(1), torch.full([48], 7))
+    for term, labels in ((forget, FORGOTTEN), (remember, KEPT)):
+        assert term.item() == pytest.approx(sum(elbo_terms(model, labels)).mean().item(), rel=1e-4)
+
+
 def test_notebook_03_draws_anew_at_every_step_and_every_label_alike(notebook_03):
     names, original, model = notebook_03()
     with torch.no_grad():
