@@ -214,7 +214,7 @@ def test_notebook_03_holds_grey_what_was_forgotten_before_and_does_not_rehearse_
 def test_notebook_01_scores_the_whole_image_and_shows_the_encoder_less(tmp_path, few, monkeypatch):
     monkeypatch.setattr(amnesia, "load_digits", lambda *_: few)
     monkeypatch.setattr(amnesia, "grow", lambda digits, seed: digits)
-    names = run_here("01_train_cvae", "def loss():", workspace=str(tmp_path), steps=1, batch_size=64, dropout=0.2)
+    names = run_here("01_train_cvae", "stage.save(", workspace=str(tmp_path), steps=1, batch_size=64, dropout=0.2)
     batch, drawn = names["examples"].batch, []
     names["examples"].batch = lambda size: drawn.append(batch(size)) or drawn[-1]
     names["cvae"] = moved(names["cvae"])
