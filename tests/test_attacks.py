@@ -14,6 +14,7 @@ from amnesia_studies.attacks import (
     RADIUS_SQUARED,
     SEARCHES,
     Inversion,
+    cheapest,
     draw,
     in_the_box,
     invert,
@@ -118,6 +119,23 @@ def test_one_label_vector_is_found_for_many_latents(released, grey):
     nothing = search_label(grey, judge, 7, restarts=2, steps=3, batch_size=16)
     assert not successes(second, draw(grey, z, nothing.expand(200, -1)), 7).any()
     assert torch.equal(y, search_label(cvae, judge, 7, restarts=4, steps=60, batch_size=16))
+
+
+def test_the_cheapest_label_vector_is_the_best_of_the_restarts_at_the_walls_of_the_box():
+    """Of costs with one valley, outside the box, and of a ridge, on whose wrong side every restart but one begins."""
+    asked, valley = [], torch.tensor([3.0, -2.5, *[0.5] * 8])
+
+    def costs(y, n):
+        asked.append(n)
+        return (y - valley).square().sum(1)
+
+    found = cheapest(in_the_box(3, torch.Generator().manual_seed(0)), costs, 200, 7, 0.1)
+    torch.testing.assert_close(found, valley.clamp(-BOX, BOX), rtol=0, atol=0.02)
+    assert asked == [7] * 200 + [70] and not found.requires_grad
+    starts = torch.full((4, 10), 0.5)
+    starts[2, 0] = -0.5
+    found = cheapest(starts, lambda y, n: -y[:, 0].abs() + 0.5 * (y[:, 0] > 0), 30, 1, 0.1)
+    assert found[0] == -BOX
 
 
 def test_fine_tuning_improves_a_copy(released, digits):

@@ -24,7 +24,7 @@ from amnesia import (
 )
 from amnesia.storage.files import Saved
 from amnesia.storage.workspace import REPOSITORY
-from amnesia_studies import recovery, relearning
+from amnesia_studies import recovery
 from amnesia_studies.experiment import Experiment
 from amnesia_studies.recovery import forget_and_recover, forget_and_search_label
 from amnesia_studies.relearning import mirrored
@@ -132,7 +132,7 @@ def relearned(monkeypatch):
         asked.append(SimpleNamespace(judge=judge, images=images, label=label, share=share, mirror_of=mirror_of))
         return 7
 
-    monkeypatch.setattr(relearning, "relearn", relearn)
+    monkeypatch.setattr(recovery, "relearn", relearn)
     return asked
 
 

@@ -118,8 +118,6 @@ def search_label(cvae, judge, label, restarts=8, steps=150, batch_size=64, learn
     several restarts, each of which climbs the mean log-probability over so many new z of the prior at every step, by Adam.
     """
     generator, device = torch.Generator().manual_seed(seed), next(cvae.parameters()).device
-    y = in_the_box(restarts, generator).to(device).requires_grad_()
-    optimizer = torch.optim.Adam([y], learning_rate)
 
     def costs(y, n):
         """-log p(label) of each label vector, the mean over n new z: (restarts,)."""
@@ -127,6 +125,16 @@ def search_label(cvae, judge, label, restarts=8, steps=150, batch_size=64, learn
         logits = judge(cvae.decode(z, y.repeat_interleave(n, 0)).sigmoid())
         return -logits.log_softmax(1)[:, label].view(len(y), n).mean(1)
 
+    return cheapest(in_the_box(restarts, generator).to(device), costs, steps, batch_size, learning_rate)
+
+
+def cheapest(y, costs, steps, batch_size, learning_rate):
+    """The cheapest of some label vectors y (restarts, 10), after steps of Adam down their costs within the box: (10,).
+
+    costs(y, n): what each vector costs, a mean over n draws, new at every call: (restarts,). The last call, which picks one,
+    takes ten times as many.
+    """
+    optimizer = torch.optim.Adam([y.requires_grad_()], learning_rate)
     for _ in range(steps):
         y.grad, = torch.autograd.grad(costs(y, batch_size).sum(), [y])
         optimizer.step()

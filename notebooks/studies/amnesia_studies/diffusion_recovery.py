@@ -4,15 +4,16 @@ steps to learn a shape that is new to it, mixtures of weights. The same question
 import math
 import time
 from copy import deepcopy
+from functools import partial
 
 import torch
 
 from amnesia.data import CLASSES, PIXELS, one_hot
 from amnesia.evaluation import ask
 
-from .attacks import BOX, in_the_box, judged
+from .attacks import cheapest, in_the_box, judged
 from .denoiser import denoising_loss, sample, times
-from .relearning import CONTRAST, MIRRORED, SHARES, mirrored, real_images
+from .relearning import CONTRAST, mirrored, real_images, savings
 from .scoring import look_at, score
 from .weights import mixed
 
@@ -36,10 +37,11 @@ def forget_and_recover(experiment, method, forget, seed=0, scale=1.0, **options)
     z = torch.randn(n, PIXELS, generator=torch.Generator().manual_seed(seed)).to(experiment.device)
     found = (sample(denoiser, y.expand(n, -1), z) * 255).round().byte()
     without = (sample(denoiser, torch.zeros_like(y).expand(n, -1), z, guidance=1) * 255).round().byte()
-    limit, path = max(2, round(1000 * scale)), {share: mixed(experiment.cvae, [denoiser], [share]) for share in PATH}
+    learn = partial(relearn, denoiser, experiment.judge, limit=max(2, round(1000 * scale)), seed=seed)
+    path = {share: mixed(experiment.cvae, [denoiser], [share]) for share in PATH}
     return {"seconds": seconds, **score(experiment, denoiser, forget, seed),
             "inversion": judged(experiment, found, label),
-            "savings": {"10": savings(denoiser, experiment.judge, experiment.train, label, limit=limit, seed=seed)},
+            "savings": {"10": savings(learn, experiment.train, label, 10, seed)},
             "path": {str(share): look_at(experiment, model, LOOKED_AT) for share, model in path.items()},
             "unconditional": ask(experiment.judge, without)[0].argmax(1).bincount(minlength=CLASSES).tolist()}
 
@@ -61,10 +63,8 @@ def invert(denoiser, images, restarts=4, steps=400, batch_size=32, learning_rate
     """The one label vector (10,) within the box under which the model denoises images (k, 784) best, of several restarts
     (textual inversion, Gal et al. 2023, of a vector of ten numbers)."""
     torch.manual_seed(seed)
-    y = in_the_box(restarts, torch.Generator().manual_seed(seed)).to(images.device).requires_grad_()
-    optimizer = torch.optim.Adam([y], learning_rate)
 
-    def costs(n):
+    def costs(y, n):
         """The loss under each label vector, the mean over n images, each with its own time and noise: (restarts,)."""
         x = images[torch.randint(len(images), (n,), device=images.device)]
         t, noise = times(n, x.device), torch.randn_like(x)          # the same for every vector
@@ -72,18 +72,13 @@ def invert(denoiser, images, restarts=4, steps=400, batch_size=32, learning_rate
                               noise.repeat(restarts, 1))
         return nats.view(restarts, n).mean(1)
 
-    for _ in range(steps):
-        y.grad, = torch.autograd.grad(costs(batch_size).sum(), [y])
-        optimizer.step()
-        with torch.no_grad():
-            y.clamp_(-BOX, BOX)
-    with torch.no_grad():
-        return y[costs(10 * batch_size).argmin()].detach()
+    y = in_the_box(restarts, torch.Generator().manual_seed(seed)).to(images.device)
+    return cheapest(y, costs, steps, batch_size, learning_rate)
 
 
 def relearn(denoiser, judge, images, label, share, mirror_of=None, limit=1000, learning_rate=5e-4, seed=0):
     """Steps of Adam on the loss of a few real images (k, 784) under `label` until the model draws them: as relearn() of
-    relearning.py, but looked at a fifth as often, for a look takes as long as several steps."""
+    relearning.py, but looked at every 20 % and in 100 samples, for a look takes as long as several steps."""
     torch.manual_seed(seed)
     denoiser = deepcopy(denoiser).requires_grad_()
     optimizer = torch.optim.Adam(denoiser.parameters(), learning_rate, fused=True)
@@ -103,14 +98,3 @@ def relearn(denoiser, judge, images, label, share, mirror_of=None, limit=1000, l
         denoising_loss(denoiser, x, y, times(len(x), x.device), torch.randn_like(x)).mean().backward()
         optimizer.step()
     return limit
-
-
-def savings(denoiser, judge, digits, label, **options):
-    """savings() of relearning.py, for a Denoiser and 10 images: {"digit": steps, "mirrored": {digit: steps}}."""
-    def real(shape):
-        return real_images(digits, shape, options.get("seed", 0))[:10]
-
-    return {"digit": relearn(denoiser, judge, real(label), label, SHARES["digit"], **options),
-            "mirrored": {
-                str(shape): relearn(denoiser, judge, mirrored(real(shape)), label, SHARES["mirrored"], shape, **options)
-                for shape in MIRRORED if shape != label}}

@@ -1,6 +1,7 @@
 """One run and all that may bring the forgotten label back: every attack of attacks.py, relearning, other weights."""
 
 import time
+from functools import partial
 
 import torch
 
@@ -10,7 +11,7 @@ from amnesia.storage.parameters import forget_set
 from .attacks import attack_all, draw, judged, search_label
 from .bounds import fine_tune
 from .methods.references import train_from_scratch
-from .relearning import real_images, savings
+from .relearning import real_images, relearn, savings
 from .scoring import look_at, score
 from .sweep import images_to_text
 from .weights import exchanged, mixed, rounded
@@ -61,8 +62,8 @@ def forget_and_relearn(experiment, method, forget, seed=0, scale=1.0, rank=None,
 def all_savings(experiment, cvae, label, seed, scale, **options):
     """{k: savings()} for 10 and for 100 images; plain values."""
     limit = max(2, round(1000 * scale))
-    return {str(k): savings(cvae, experiment.judge, experiment.train, label, k, limit=limit, seed=seed, **options)
-            for k in (10, 100)}
+    learn = partial(relearn, cvae, experiment.judge, limit=limit, seed=seed, **options)
+    return {str(k): savings(learn, experiment.train, label, k, seed) for k in (10, 100)}
 
 
 def forget_and_alter(experiment, method, forget, seed=0, scale=1.0, **options):

@@ -89,17 +89,15 @@ def real_images(digits, label, seed, n=100):
     return digits.images[torch.randperm(len(digits), generator=torch.Generator().manual_seed(seed))[:n]].float() / 255
 
 
-def savings(cvae, judge, digits, label, k, **options):
+def savings(learn, digits, label, k, seed=0):
     """Steps to learn the label's digit from k real images, and mirror images of other digits under the same label:
     {"digit": steps, "mirrored": {digit: steps}}.
 
     The figure is the first over the mean of the second, beside that of a model whose label means the same but which never
-    saw the digit: lower says that something is left that helps (savings in relearning, Ebbinghaus 1885). digits: real
-    images to learn from; options: of relearn().
+    saw the digit: lower says that something is left that helps (savings in relearning, Ebbinghaus 1885). learn: relearn()
+    of a model, or the like; digits: real images to learn from.
     """
-    seed = options.get("seed", 0)
-    steps = relearn(cvae, judge, real_images(digits, label, seed)[:k], label, SHARES["digit"], **options)
+    steps = learn(real_images(digits, label, seed)[:k], label, SHARES["digit"])
     return {"digit": steps, "mirrored": {
-        str(shape): relearn(cvae, judge, mirrored(real_images(digits, shape, seed)[:k]), label, SHARES["mirrored"], shape,
-                            **options)
+        str(shape): learn(mirrored(real_images(digits, shape, seed)[:k]), label, SHARES["mirrored"], shape)
         for shape in MIRRORED if shape != label}}
