@@ -22,33 +22,22 @@ def pick_device(device="auto"):
     torch.set_default_dtype(torch.float32)
     torch.set_default_device(None)
     torch.set_grad_enabled(True)
-    used = found(device)
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(torch.get_num_threads(), cpu_count()))  # joblib's count knows quotas and affinity
-    return used
-
-
-def found(device):
-    """pick_device's answer."""
-    if device != "auto":
-        try:
-            return tried(device)
-        except Exception as error:  # torch raises RuntimeError, AssertionError or NotImplementedError, by backend
-            raise ValueError(f"device={device!r}: not available here ({error}). Use \"auto\" or \"cpu\".") from error
-    gpu = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    tried = device
+    if device == "auto":
+        tried = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        return tried(gpu)
-    except Exception as error:  # a card that this torch is not built for, or a driver that does not fit
-        reason = str(error).partition("\n")[0]
-        print(f"The GPU here ({gpu}) cannot be used by torch {torch.__version__} ({reason}): going on with the CPU.")
-        return torch.device("cpu")
-
-
-def tried(device):
-    """A torch.device, after it has multiplied two matrices; whatever torch raises if it can't."""
-    ones = torch.ones(16, 16, device=device)
-    (ones @ ones).sum().item()  # .item() waits for the result, and so for the error of a kernel that could not run
-    return ones.device
+        ones = torch.ones(16, 16, device=tried)
+        (ones @ ones).sum().item()  # .item() waits for the result, and so for the error of a kernel that could not run
+        used = ones.device
+    except Exception as error:  # torch raises RuntimeError, AssertionError or NotImplementedError, by backend
+        if device != "auto":
+            raise ValueError(f"device={device!r}: not available here ({error}). Use \"auto\" or \"cpu\".") from error
+        reason = str(error).partition("\n")[0]  # a card that this torch is not built for, or a driver that does not fit
+        print(f"The GPU here ({tried}) cannot be used by torch {torch.__version__} ({reason}): going on with the CPU.")
+        used = torch.device("cpu")
+    return used
 
 
 def hardware():
