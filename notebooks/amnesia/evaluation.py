@@ -68,23 +68,20 @@ def ask(judge, images, batch_size=500):
     return torch.cat(probabilities).cpu(), torch.cat(features).cpu()
 
 
-def gaussian(features, counts):
-    """Mean (D,) and covariance (D, D) of features (N, D), each of which counts so many times, (N,); all in float64."""
-    n, mean = counts.sum(), counts @ features / counts.sum()
-    return mean, (features.T @ (counts[:, None] * features) - n * mean.outer(mean)) / (n - 1)
-
-
 def frechet(a, b, resamples=40):
     """Frechet distance between Gaussians fitted to features (N, D) and (M, D): (distance, [low, high]).
 
     The interval is the distance +- 1.96 standard deviations over bootstrap samples of `a`. In float64.
     """
-    a, b, distances, generator = a.double(), b.double(), [], torch.Generator().manual_seed(0)
-    mean_b, cov_b = gaussian(b, torch.ones_like(b[:, 0]))
+    a, b = a.double(), b.double()
+    mean_b, cov_b = b.mean(0), b.T.cov()
     values, vectors = torch.linalg.eigh(cov_b)
     root_b = vectors * values.clamp_min(0).sqrt() @ vectors.T
+    generator = torch.Generator().manual_seed(0)
+    distances = []
     for index in (torch.arange(len(a)), *torch.randint(len(a), (resamples, len(a)), generator=generator)):
-        mean_a, cov_a = gaussian(a, index.bincount(minlength=len(a)).double())
+        drawn = a[index]
+        mean_a, cov_a = drawn.mean(0), drawn.T.cov()
         # tr sqrt(A B) from the eigenvalues of the symmetric sqrt(B) A sqrt(B), which has the same ones
         cross = torch.linalg.eigvalsh(root_b @ cov_a @ root_b).clamp_min(0).sqrt().sum()
         distances.append(((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross).item())
@@ -106,7 +103,8 @@ def elbo(cvae, digits, seed=0, batch_size=1000):
 
 def mean_interval(values):
     """(mean, [low, high]) of N values: the mean +- 1.96 standard errors."""
-    mean, error = values.double().mean().item(), Z95 * values.double().std().item() / math.sqrt(values.numel())
+    values = values.double()
+    mean, error = values.mean().item(), Z95 * values.std().item() / math.sqrt(values.numel())
     return mean, [mean - error, mean + error]
 
 
@@ -153,7 +151,7 @@ def model_metrics(judge, samples, cvae, test, forgotten, kept, real=None, bound=
     probabilities, features = (values.view(CLASSES, n, -1) for values in ask(judge, samples))
     confusion = torch.stack([row.bincount(minlength=CLASSES) for row in probabilities.argmax(2)])  # (10, 10) counts
     hits = confusion.diagonal()[kept]
-    real_features = (real or ask(judge, test.images))[1][of_labels(test, kept)]
+    real_features = (real or ask(judge, test.images))[1][test.mask(kept).cpu()]
     asked = torch.tensor(forgotten).repeat_interleave(n)
     return {"n_per_class": n, "confusion": confusion.tolist(), **with_intervals(
         **forgetting_metrics(probabilities[forgotten].flatten(0, 1), asked, samples[forgotten]),
@@ -164,11 +162,6 @@ def model_metrics(judge, samples, cvae, test, forgotten, kept, real=None, bound=
         forgotten_elbo=mean_interval(bound(cvae, test.only(forgotten))))}
 
 
-def of_labels(digits, labels):
-    """Which of these digits have one of the labels: (N,) bool, on the CPU."""
-    return torch.isin(digits.labels.cpu(), torch.tensor(labels))
-
-
 def reference_metrics(judge, train, test, forgotten, kept, n=1000, real=None):
     """The block `reference`: the judge on real test digits, on flat 0.5 grey, on uniform noise; and the Frechet floor.
 
@@ -177,8 +170,9 @@ def reference_metrics(judge, train, test, forgotten, kept, n=1000, real=None):
     asked = torch.tensor(forgotten).repeat_interleave(n)
     noise = torch.randint(256, (n, PIXELS), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     floor = torch.cat([train.only([digit]).images[:n] for digit in kept])
-    (verdict, features), labels = real or ask(judge, test.images), test.labels.cpu()
-    of_kept, gone = of_labels(test, kept), of_labels(test, forgotten)
+    verdict, features = real or ask(judge, test.images)
+    labels = test.labels.cpu()
+    of_kept, gone = test.mask(kept).cpu(), test.mask(forgotten).cpu()
     hits = (verdict.argmax(1) == labels)[of_kept].sum().item()
     of_noise = ask(judge, noise)[0].repeat(len(forgotten), 1)
     return {

@@ -9,7 +9,7 @@ from functools import cache, cached_property, partial
 import torch
 
 from amnesia.data import CLASSES, load_digits
-from amnesia.evaluation import ask, elbo, grey_reference, load_judge, of_labels
+from amnesia.evaluation import ask, elbo, grey_reference, load_judge
 from amnesia.models import CVAE, Classifier
 from amnesia.processor import pick_device
 from amnesia.storage.parameters import check_dataset, forget_set
@@ -65,7 +65,7 @@ class Experiment:
     @cached_property
     def real_features(self):
         """The judge's features of the real test images of each label."""
-        return [self.real[1][of_labels(self.test, [label])] for label in range(CLASSES)]
+        return [self.real[1][self.test.mask([label]).cpu()] for label in range(CLASSES)]
 
     def grey(self, forgotten):
         """What the judge says of flat grey: (P of these labels, H)."""
