@@ -1,5 +1,7 @@
 """The exact diagonal Fisher information of every weight, from one backward pass a batch."""
 
+from functools import partial
+
 import torch
 from torch import nn
 
@@ -21,12 +23,10 @@ def squared_gradients(cvae, x, y, noise):
         raise TypeError(f"The Fisher information here is for linear layers only, found {layers}.")
     inputs, outputs = {}, {}
 
-    def remember(name):
-        def hook(_, args, output):
-            inputs[name], outputs[name] = args[0].detach(), output
-        return hook
+    def remember(name, _, args, output):
+        inputs[name], outputs[name] = args[0].detach(), output
 
-    hooks = [layer.register_forward_hook(remember(name)) for name, layer in layers.items()]
+    hooks = [layer.register_forward_hook(partial(remember, name)) for name, layer in layers.items()]
     reconstruction, kl = negative_elbo_terms(cvae, x, y, noise)
     for hook in hooks:
         hook.remove()

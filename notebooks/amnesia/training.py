@@ -55,11 +55,11 @@ def fit(model, loss, *, steps, learning_rate, schedule="one-cycle", weight_decay
     device = next(model.parameters()).device
     at = sorted({round(steps * (i / (snapshot_steps - 1)) ** 2) for i in range(snapshot_steps)}) if snapshot else []
     optimizer, scheduler = optimizer_for(model, steps, learning_rate, schedule, weight_decay)
-    if data:
-        data.restart()
     record = {"names": [], "log": torch.empty(0), "snapshots": []}
     parts = {"state": model, "optimizer": optimizer, "scheduler": scheduler, "record": record}
-    parts |= {"data": data} if data else {}
+    if data:
+        data.restart()
+        parts["data"] = data
     start = stage.resume(parts, device) if stage else 0
     if start:
         print(f"Going on from step {start:,} of {steps:,}, saved in {stage.unfinished}")

@@ -55,7 +55,8 @@ def to_bytes(name, content):
     """The bytes of a file of this name: torch.save's, or JSON with a checksum, so that no altered figure passes."""
     if name.endswith(".json"):
         return json.dumps({**content, "sha256": checksum(content)}, indent=1).encode()
-    torch.save(interned(content), file := io.BytesIO())
+    file = io.BytesIO()
+    torch.save(interned(content), file)
     return file.getvalue()
 
 

@@ -79,7 +79,7 @@ def difference(dataset, file, content):
     magic, *said = struct.unpack_from(f">{start // 4}I", content.ljust(start, b"\0"))
     if magic != 0x801 + len(image):
         return "it does not begin as an idx file of " + ("images" if image else "labels")
-    if (*said,) != shape:
+    if tuple(said) != shape:
         return f"its header says {' × '.join(map(str, said))}, not {' × '.join(map(str, shape))}"
     if len(content) != RAW_SIZES[file]:
         return f"it has {len(content):,} bytes, not {RAW_SIZES[file]:,}"

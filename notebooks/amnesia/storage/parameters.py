@@ -19,12 +19,14 @@ def check_parameters(**parameters):
             raise ValueError(f"{name}={parameters[name]!r}: expected True or False.")
     for name in parameters.keys() & RANGES.keys():
         value, (least, most) = parameters[name], RANGES[name]
-        whole = isinstance(least, int)
-        if type(value) not in ((int,) if whole else (int, float)) or not least <= value <= most:    # NaN is in no range
-            note = (" This is text: YAML, and so papermill, takes 1e-4 for text and 1.0e-4 for a number."
-                    if isinstance(value, str) else
-                    f" Of NumPy's and torch's numbers, take {name}.item()." if hasattr(value, "dtype") else "")
-            raise ValueError(f"{name}={value!r}: expected a {'whole ' * whole}number from {least:,} to {most:,}.{note}")
+        kinds, expected = ([int], "a whole number") if type(least) is int else ([int, float], "a number")
+        if type(value) not in kinds or not least <= value <= most:    # NaN is in no range
+            note = ""
+            if isinstance(value, str):
+                note = " This is text: YAML, and so papermill, takes 1e-4 for text and 1.0e-4 for a number."
+            elif hasattr(value, "dtype"):
+                note = f" Of NumPy's and torch's numbers, take {name}.item()."
+            raise ValueError(f"{name}={value!r}: expected {expected} from {least:,} to {most:,}.{note}")
 
 
 def check_dataset(source, dataset):

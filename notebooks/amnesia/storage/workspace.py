@@ -40,8 +40,9 @@ class Workspace:
         if folder == "auto":
             folder = os.environ.get("AMNESIA_WORKSPACE") or home(use_drive)
         self.folder, self.dataset = Path(folder).expanduser().absolute(), dataset
-        self.data, part = self.folder / "data", "" if dataset == "MNIST" else dataset
-        self.checkpoints, self.figures = self.folder / "checkpoints" / part, self.folder / "figures" / part
+        part = "" if dataset == "MNIST" else dataset
+        self.data, self.checkpoints = self.folder / "data", self.folder / "checkpoints" / part
+        self.figures = self.folder / "figures" / part
         self.released = REPOSITORY / "checkpoints" / "released" / part
         try:
             for made in (self.checkpoints, self.figures):
@@ -76,8 +77,9 @@ class Workspace:
             if saved.lineage.get(source.name) != source.digest:
                 other = f"another {source.name}" if source.name in saved.lineage else ", ".join(saved.lineage)
                 raise refused(path, f"was not made from this {source.path}, but from {other}: choose another `model`.")
-        home, note = (self.folder, "") if path.parent == self.checkpoints else (REPOSITORY, "the released file ")
-        print(f"Using {note}{path.relative_to(home)}, made from {', '.join(saved.lineage)}")
+        own = path.parent == self.checkpoints
+        shown = path.relative_to(self.folder) if own else f"the released file {path.relative_to(REPOSITORY)}"
+        print(f"Using {shown}, made from {', '.join(saved.lineage)}")
         return saved
 
     def save_figure(self, name, content):
