@@ -189,7 +189,7 @@ def test_nowhere_to_be_found(colab, tmp_path, address, use_drive):
 def test_colab_installs_only_what_is_missing(colab, project, tmp_path):
     content = tmp_path / "content"
     project(content / "selective-amnesia")
-    for missing in (None, "tqdm"):
+    for missing in (None, "imageio"):
         (colab / "sitecustomize.py").write_text(
             "import importlib.util as u, subprocess as s\n"
             "real, s.run = u.find_spec, lambda command, **kwargs: print('RAN', *command[1:])\n"

@@ -6,6 +6,7 @@ import io
 from base64 import b64encode
 from contextlib import ExitStack
 
+import imageio.v3 as imageio
 import matplotlib.pyplot as plt
 import numpy as np
 import PIL.Image
@@ -70,26 +71,20 @@ def name_classes(axis, names, places=range(10)):
     axis.set_xticks(places, names, **slanting)
 
 
-def encoded(picture, kind, **options):
-    """A PIL image as the bytes of a file of this kind."""
-    content = io.BytesIO()
-    picture.save(content, kind, **options)
-    return content.getvalue()
-
-
 def png(figure):
     """A matplotlib figure as the bytes of a PNG, twice the size that show() gives it; the figure is closed.
 
     Greys are kept as they are; a picture with colours is reduced to 256 of them, which halves the file and hardly shows.
     """
-    drawn = io.BytesIO()
+    drawn, content = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", bbox_inches="tight", dpi=2 * figure.dpi)
     plt.close(figure)
     drawing.close()
     picture = PIL.Image.open(drawn).convert("RGB")
     grey = np.ptp(np.asarray(picture), axis=2).max() == 0
     picture = picture.convert("L") if grey else picture.quantize(256, dither=PIL.Image.Dither.NONE)
-    return encoded(picture, "PNG", optimize=True)
+    picture.save(content, "PNG", optimize=True)
+    return content.getvalue()
 
 
 @style()
@@ -125,10 +120,9 @@ def gif(frames, steps, row_labels=range(10), curves=None, marked=()):
             dot.set_data([step], [values[i]])
             strip.set_title(f"{name} {values[i]:.2f}", fontsize=10)
         canvas.draw()
-        greys = few_greys(np.asarray(canvas.buffer_rgba())[..., :3].mean(2) / 255).numpy()
-        pictures.append(PIL.Image.fromarray(greys))
+        pictures.append(few_greys(np.asarray(canvas.buffer_rgba())[..., :3].mean(2) / 255).numpy())
     milliseconds = [200] * (len(pictures) - 1) + [3000]
-    return encoded(pictures[0], "GIF", save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0)
+    return imageio.imwrite("<bytes>", np.stack(pictures), extension=".gif", duration=milliseconds, loop=0)
 
 
 def filmstrip(frames, steps, row):
@@ -144,6 +138,7 @@ def filmstrip(frames, steps, row):
     axis.xaxis.tick_top()
     axis.xaxis.set_label_position("top")
     axis.set_xlabel("step", fontsize=8)
+    axis.tick_params(length=0)
     return png(figure)
 
 
@@ -152,10 +147,11 @@ def moving_png(content):
 
     What knows no moving PNG, as LaTeX, shows a PNG of the last frame, which a browser leaves out.
     """
-    pages = PIL.ImageSequence.all_frames(PIL.Image.open(io.BytesIO(content)))
+    pages, moving = PIL.ImageSequence.all_frames(PIL.Image.open(io.BytesIO(content))), io.BytesIO()
     greys = [page.convert("L").quantize(16, dither=PIL.Image.Dither.NONE) for page in pages]
-    return encoded(greys[-1], "PNG", save_all=True, default_image=True, append_images=greys, loop=0, optimize=True,
+    greys[-1].save(moving, "PNG", save_all=True, default_image=True, append_images=greys, loop=0, optimize=True,
                    duration=[page.info["duration"] for page in pages])
+    return moving.getvalue()
 
 
 def show(content, alt):

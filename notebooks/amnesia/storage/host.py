@@ -13,7 +13,7 @@ from pathlib import Path
 
 DRIVE = "/content/drive"                                     # where Colab mounts Google Drive
 COLAB, KAGGLE = (Path(folder).is_dir() for folder in ("/content", "/kaggle"))
-NEEDED = "matplotlib", "tqdm", "joblib", "scipy", "pandas"    # torch is a hosted machine's own affair
+NEEDED = "matplotlib", "imageio", "tqdm", "joblib", "scipy", "pandas"    # torch is a hosted machine's own affair
 
 
 def settled(root):
