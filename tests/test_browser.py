@@ -5,6 +5,7 @@ Not part of the default run, since it needs Chromium and its driver: pytest -m b
 
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -12,19 +13,21 @@ import socket
 import subprocess
 import sys
 import time
-from base64 import b64decode
-from copy import deepcopy
+import zlib
+from base64 import b64decode, b85decode
 
 import nbformat
 import numpy as np
 import PIL.Image
 import pytest
 import torch
+import yaml
 from conftest import REPOSITORY
-from play import FILES, PAGE
+from play import FILES, HELD, PAGE, home
 
 from amnesia.models import CVAE, Classifier
 from amnesia.storage.files import Saved
+from amnesia_studies.weights import mixed
 
 pytest.importorskip("selenium")
 from selenium import webdriver
@@ -215,20 +218,58 @@ def test_the_page_draws_what_torch_draws(page):
             np.testing.assert_allclose(probabilities, judged, atol=0.03)
 
 
-def test_the_page_mixes_the_weights_of_the_two_models(page):
-    """All of the original's, half of each, all of the amnesiac's again; it opens there, on the digit that was forgotten."""
+@pytest.fixture(scope="module")
+def held():
+    """The models that the page holds: the original, that without the first digit and that without the other, as CVAEs."""
+    about, numbers = HELD.search(PAGE.read_text()).groups()
+    low, high = np.frombuffer(zlib.decompress(b85decode(numbers)), np.uint8).reshape(2, -1).astype(int)
+    unsigned, at = torch.from_numpy(low + 256 * high), 0
+    signed = torch.where(unsigned % 2 == 0, unsigned, -1 - unsigned) // 2
+    original, *edited = [CVAE() for _ in range(3)]
+    for cvae in (original, *edited):
+        for layer, (*shape, step) in zip(cvae.decoder[::2], json.loads(about)["decoder"], strict=True):
+            for to, size in ((layer.weight.data.T, shape), (layer.bias.data, shape[1:])):
+                to.copy_(step * signed[at:at + math.prod(size)].view(size))
+                at += math.prod(size)
+    for cvae in edited:                                     # of which it holds the differences
+        for p, before in zip(cvae.decoder.parameters(), original.decoder.parameters(), strict=True):
+            p.data += before.data
+        cvae.encoder.load_state_dict(original.encoder.state_dict())
+    return original, edited
+
+
+@pytest.mark.parametrize("at, shares, grey", [(0, (0, 0), ()), (0.5, (0.5, 0), None), (1, (1, 0), (0,)),
+                                              (1.5, (0.75, 0.25), None), (2, (0.5, 0.5), ()), (3, (0, 1), (8,))])
+def test_the_page_mixes_weights(page, held, at, shares, grey):
+    """Each stop of the slider and what is between: what torch draws with such weights; at a stop, grey for the digit that is
+    forgotten there, and every other one is drawn, 0 and 8 both by the average."""
+    cvae = mixed(*held, shares)
+    page.execute_script("mix.value = arguments[0]", str(at))
+    for z in torch.tensor([[0.0] * 8, [0.5, -1.0, 0.25, 0.0, 1.5, -0.75, 0.0, 1.0]]):
+        for label in range(10):
+            asked = (label, -1, 9) if label else (7, 0, 9)
+            _, (pixels, probabilities) = page.execute_async_script(ASK, [f"{value:.2f}" for value in z.tolist()], asked)
+            expected = cvae.generate(torch.tensor([label]), z[None])[0]
+            np.testing.assert_allclose(pixels, (255 * expected).round(), atol=1)
+            if grey is not None:
+                assert np.ptp(pixels) < 20 if label in grey else np.ptp(pixels) > 100 and probabilities[label] > 0.5
+
+
+def test_the_page_opens_on_the_forgotten_digit(page):
     assert page.execute_script("return [mix.value, slide.value, element('grey').textContent]") == ["1", "0", "0.49 a 2"]
-    cvae, amnesiac = (Saved(path).build(CVAE, "cpu") for path in FILES[:2])
-    z = torch.tensor([[0.5, -1.0, 0.25, 0.0, 1.5, -0.75, 0.0, 1.0]])
-    for share in (0.0, 0.5, 1.0):
-        mixed = deepcopy(cvae)
-        for p, other in zip(mixed.parameters(), amnesiac.parameters(), strict=True):
-            p.data.lerp_(other.data, share)
-        page.execute_script("mix.value = arguments[0]", str(share))
-        _, (pixels, _) = page.execute_async_script(ASK, [f"{value:.2f}" for value in z[0].tolist()], [7, 0, 9])
-        with torch.no_grad():
-            expected = mixed.decode(z, torch.eye(10)[:1]).sigmoid()
-        np.testing.assert_allclose(pixels, (255 * expected[0]).round(), atol=1)
+
+
+def test_the_page_leads_back(page, tmp_path):
+    """To the README near it, while the repository's address is unknown; from the site, as the workflow builds it, there."""
+    link, near = "return document.querySelector('a').href", not home().startswith("https://github.com/")
+    assert page.execute_script(link) == ((REPOSITORY / "README.md").as_uri() if near else home())
+    shutil.copytree(PAGE.parent, tmp_path / "figures" / "released")
+    steps = yaml.safe_load((REPOSITORY / ".github" / "workflows" / "pages.yml").read_text())["jobs"]["site"]["steps"]
+    build, = [step["run"] for step in steps if "run" in step]
+    subprocess.run(["bash", "-ec", build.replace("${{ github.repository }}", "owner/name")], cwd=tmp_path, check=True)
+    for name in "play.html", "index.html":
+        page.get((tmp_path / "site" / name).as_uri())
+        assert page.execute_script(link) == ("https://github.com/owner/name" if near else home())
 
 
 def test_the_page_answers_within_a_frame(page):
@@ -238,14 +279,23 @@ def test_the_page_answers_within_a_frame(page):
     assert drawn < 16
 
 
-@pytest.mark.parametrize("width", [390, 1300])
-def test_the_page_fits_a_phone_and_a_desk(page, width):
+@pytest.mark.parametrize("width, height", [(390, 844), (1280, 800)])
+def test_the_page_fits_a_phone_and_a_desk(page, width, height):
+    """Nothing is cut off or too small to touch, both sliders are in sight, and nothing moves when they do."""
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
-                         {"width": width, "height": 844, "deviceScaleFactor": 2, "mobile": width < 500})
+                         {"width": width, "height": height, "deviceScaleFactor": 2, "mobile": width < 500})
     assert page.execute_script("return innerWidth") == width
     assert page.execute_script("return document.documentElement.scrollWidth") <= width
     small = "return [...document.querySelectorAll('button, select, input')].filter(one => one.offsetHeight < 44).length"
     assert page.execute_script(small) == 0
+    places = ("return [...document.querySelectorAll('canvas, .bars, input, button')].map(one => one.getBoundingClientRect())"
+              ".map(({top, bottom, left}) => [top, bottom, left])")
+    before = page.execute_script(places)
+    assert page.execute_script("return Math.max(...[mix, slide].map(one => one.getBoundingClientRect().bottom))") <= height
+    for at, label in ((0, 8), (0.37, 0), (1.63, 3), (2, 0), (3, 8)):
+        page.execute_script("mix.value = arguments[0]", str(at))
+        page.execute_async_script(ASK, ["1.00"] * 8, (label, -1 if label else 0, 9))
+        assert page.execute_script(places) == before
     page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 

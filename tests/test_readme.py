@@ -24,13 +24,25 @@ def test_the_front_page_is_short():
     assert len(words) <= 700 and len(re.findall(r"^\|[ -:|]*--[ -:|]*\|$", text, re.MULTILINE)) <= 2
 
 
-def test_the_page_without_an_install_is_made_of_the_released_files():
-    page, template = play.PAGE.read_text(), play.TEMPLATE.read_text()
-    assert len(page.encode()) <= 2_000_000 and "default-src 'none'" in page  # which lets it ask no network for anything
-    assert re.split("{{about}}|{{numbers}}", template)[::2] == [page.split('"application/json">')[0] + '"application/json">',
-                                                              "</script>" + page.split("</script>", 2)[2]]
-    about = json.loads(re.search('"application/json">(.*)</script>', page)[1])
-    assert about["digests"] == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in play.FILES}
+def test_the_page_without_an_install_is_made_of_the_released_files(monkeypatch, tmp_path):
+    before, way_back = play.PAGE.read_text(), play.home()
+    assert len(before.encode()) <= 3_000_000 and "default-src 'none'" in before  # which lets it ask no network for anything
+    monkeypatch.setattr(play, "PAGE", tmp_path / "play.html")
+    play.PAGE.write_text(before)
+    play.write()                                                                # around the same numbers
+    assert play.PAGE.read_text() == before
+    (tmp_path / "pyproject.toml").write_text('[tool.amnesia]\nrepository = "owner/name"')
+    monkeypatch.setattr(play, "REPOSITORY", tmp_path)
+    play.write()
+    assert play.PAGE.read_text() == before.replace(f'href="{way_back}"', 'href="https://github.com/owner/name"')
+    digests = json.loads(play.HELD.search(before)[1])["digests"]
+    released = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in play.FILES}
+    assert digests == {**released, "amnesiac-8.pt": digests["amnesiac-8.pt"]}
+
+
+def test_the_page_without_an_install_takes_a_third_model_only_if_made_as_the_released_one_was():
+    with pytest.raises(ValueError, match=r"not the released amnesiac-0\.pt with another digit: forget=\[0\] "):
+        play.write(play.FILES[1])
 
 
 def test_badges_lead_to_colab_once_the_address_is_known_and_none_is_shown_before():

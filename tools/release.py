@@ -4,8 +4,8 @@ Runs the five notebooks as committed, in order, on the released files, and evalu
 place, and their figures and evaluation in released/; forgets each other digit as well, of which it keeps the evaluation;
 writes the pages' tables from these files, play.html and the drawing. The judge is not retrained.
 
-python tools/release.py pages writes the pages only: the tables, and, once pyproject.toml says where the repository
-is, Colab's badges and the notebooks' REPO_URL.
+python tools/release.py pages writes the pages only: the tables, play.html around the models that it has, and, once
+pyproject.toml says where the repository is, Colab's badges, the notebooks' REPO_URL and play.html's way back.
 python tools/release.py train makes the released files anew, from the training on, times the five, and keeps what was
 installed in pip-freeze.txt: files are the same byte for byte only with that. The studies have to be run anew then.
 python tools/release.py FashionMNIST does the same with another data set, its judge trained on the way, and keeps the
@@ -183,6 +183,7 @@ def fill_pages():
     fill(FRONT, "badges", badges(repository))
     for path in (REPOSITORY / "notebooks").rglob("*.ipynb"):
         path.write_text(addressed(path.read_text(), repository))
+    play.write()
     digits, times = [read(f"evaluation-{digit}.json") for digit in range(10)], read("times.json")
     fill(FRONT, "results", results_table(digits[0], FRONT_ROWS))
     fill(STUDIED, "results", results_table(digits[0]))
@@ -210,7 +211,7 @@ def release(train):
         run(workspace, NOTEBOOKS[2:], forget=[digit])
         name = f"evaluation-{digit}.json"
         shutil.copy(workspace / "checkpoints" / name, REPOSITORY / "checkpoints" / "released" / name)
-    play.write()
+    play.write(workspace / "checkpoints" / "amnesiac-8.pt")
     drawing.draw()
 
 
