@@ -124,15 +124,16 @@ def results_table(evaluation, only=None):
 
 def digits_table(evaluations):
     """The studies' table of all ten digits, in markdown, from the contents of evaluation-<digit>.json."""
-    table = ["| forgotten | P before | P after − grey | H after / grey | kept accuracy | worst kept digit | kept ELBO "
-             "| kept Fréchet |", "|---|---|---|---|---|---|---|---|"]
+    table = ["| forgotten | P before | P after − grey | H after / grey | judged as it | contrast | kept accuracy "
+             "| worst kept digit | kept ELBO | kept Fréchet |", "|---" * 10 + "|"]
     for evaluation in evaluations:
         before, after, grey = evaluation["original"], evaluation["amnesiac"], evaluation["reference"]["grey"]
         accuracy, worst, elbo, distance = (after[key] - before[key] for key in (
             "kept_accuracy", "kept_accuracy_worst", "kept_elbo", "kept_frechet"))
         table.append(f"| {evaluation['settings']['forget'][0]} | {before['forgotten_probability']:.3f} "
                      f"| {after['forgotten_probability'] - grey['forgotten_probability']:+.3f} "
-                     f"| {after['entropy'] / grey['entropy']:.3f} | {100 * accuracy:+.2f} points "
+                     f"| {after['entropy'] / grey['entropy']:.3f} | {after['forgotten_share']:.3f} "
+                     f"| {after['forgotten_contrast']:.1f} | {100 * accuracy:+.2f} points "
                      f"| {100 * worst:+.1f} points | {elbo:+.2f} nats | {distance:+.2f} |")
     return "\n".join(table)
 
