@@ -33,6 +33,7 @@ def test_every_control_of_the_panel_changes_the_pictures(controls):
     label, sliders, button, pictures = controls
     original, amnesiac = shown(pictures)
     assert original.shape == amnesiac.shape == (224, 224)
+    assert (original == original[::8, ::8].repeat(8, 0).repeat(8, 1)).all()     # each pixel a square, nothing smoothed
     assert (amnesiac == 128).all() and not (original == 128).all()      # twins under label 0
     for change in (lambda: setattr(sliders[3], "value", 2.0), button.click):
         change()

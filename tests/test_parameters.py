@@ -51,6 +51,18 @@ def test_a_value_is_in_its_range_or_refused_by_name(name, value):
             check_parameters(**{name: value})
 
 
+@pytest.mark.parametrize(("name", "value", "says"), [
+    ("steps", 2.0, "a whole number from 1 to 10,000,000."),
+    ("learning_rate", "1e-4", "a number from 1e-12 to 1,000.0. This is text: YAML, and so papermill, takes 1e-4 for text "
+                              "and 1.0e-4 for a number."),
+    ("steps", np.int64(2), "a whole number from 1 to 10,000,000. Of NumPy's and torch's numbers, take steps.item().")],
+    ids=["a fraction", "text", "NumPy's"])
+def test_a_refusal_says_what_is_expected(name, value, says):
+    with pytest.raises(ValueError) as caught:
+        check_parameters(**{name: value})
+    assert str(caught.value) == f"{name}={value!r}: expected {says}"
+
+
 @pytest.mark.parametrize("name", SWITCHES)
 @pytest.mark.parametrize("value", ["FALSE", "False", "no", "off", "", 0, 1, None, np.True_])
 def test_a_switch_is_true_or_false_or_refused_by_name(name, value):
