@@ -138,7 +138,6 @@ def filmstrip(frames, steps, row):
     axis.xaxis.tick_top()
     axis.xaxis.set_label_position("top")
     axis.set_xlabel("step", fontsize=8)
-    axis.tick_params(length=0)
     return png(figure)
 
 

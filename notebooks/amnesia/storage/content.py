@@ -66,12 +66,12 @@ def from_bytes(name, packed):
     Raises Damaged, or Foreign. Whatever else is raised says nothing of the file, as a MemoryError or a module that cannot
     be imported.
     """
-    content = (json_content if name.endswith(".json") else torch_content)(packed)
+    content = json_content(packed) if name.endswith(".json") else torch_content(packed)
     if not isinstance(content, dict) or [type(content.get(key)) for key in ("kind", "name", "format")] != [str, str, int]:
         raise Foreign("without kind, name and format")
     if content["format"] != FORMAT:
         return content  # whoever wrote it knows what is to be in it
-    for key in {"settings", "lineage"} | content.keys() & {"config", "metrics"}:
+    for key in {"settings", "lineage"} | (content.keys() & {"config", "metrics"}):
         if not isinstance(content.get(key), dict) or not all(isinstance(name, str) for name in content[key]):
             raise Damaged(f"its {key} is no dict by names")
     try:

@@ -7,6 +7,7 @@ import threading
 import zlib
 from concurrent.futures import Future
 from http.client import HTTPException
+from itertools import product
 from math import prod
 from urllib.request import Request, urlopen
 
@@ -43,8 +44,8 @@ def idx_files(dataset, folder):
     read, and ValueError, with what differs, for files of another data set.
     """
     raw = folder / dataset / "raw"
-    for paths in [{file: place / form.format(file, file.replace("-idx", ".idx")) for file in RAW_SIZES}
-                  for place in (raw, raw.parent, folder / "raw", folder) for form in FORMS]:
+    for place, form in product((raw, raw.parent, folder / "raw", folder), FORMS):
+        paths = {file: place / form.format(file, file.replace("-idx", ".idx")) for file in RAW_SIZES}
         if all(is_there(path) for path in paths.values()):
             files = {file: unpacked(path) for file, path in paths.items()}
             for file, path in paths.items():
