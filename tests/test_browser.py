@@ -34,6 +34,7 @@ from selenium import webdriver
 from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -319,3 +320,8 @@ def test_the_page_answers_to_keys(page):
     before = page.find_element(By.CSS_SELECTOR, "#noise input").get_property("value")
     page.switch_to.active_element.send_keys("n")
     assert page.find_element(By.CSS_SELECTOR, "#noise input").get_property("value") != before
+    says = "return [element('name').textContent, element('recipe').textContent]"
+    for key, name, recipe in ((Keys.HOME, "original", "100 % original"), (Keys.END, "without 8", "100 % without 8"),
+                              (Keys.ARROW_LEFT, "mixed", "1 % without 0 + 99 % without 8")):
+        page.find_element(By.ID, "mix").send_keys(key)
+        WebDriverWait(page, PATIENCE).until(lambda page, shown=[name, recipe]: page.execute_script(says) == shown)
