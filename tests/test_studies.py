@@ -316,6 +316,9 @@ def test_a_study_runs_top_to_bottom_in_miniature(path, small, monkeypatch):
         assert {"same", "**not**"} <= {*verdicts} and names["amnesiac_file"].settings["steps"] == 2
     elif "own" in names:
         assert len({str(record["settings"]) for record in names["own"]}) == len(names["own"]) > 1
+        if path.stem == "5_attacks":
+            assert list(names["beliefs"]) == ["original", "distilled amnesia", "retrain"]
+            assert max(names["beliefs"]["original"]) > 0.5    # the original has the digit, also under a wrong label
     elif path.stem == "13_averages":
         assert len(names["pictures"]) == 11 and names["mixtures"].loc["notebook 3's default"]["average, P(0)"].min() > 0.9
     elif path.stem == "8_your_method":
