@@ -11,7 +11,7 @@ STEMS = [path.stem for path in sorted((REPOSITORY / "notebooks").glob("0*.ipynb"
 
 @cache
 def sources(stem):
-    """Those of a notebook's cells of code: parameters, setup, stage, …; stem: as "03_forget" or "studies/7_relearning"."""
+    """Those of a notebook's cells of code: parameters, setup, stage, …; stem: as "03_forget" or "studies/5_attacks"."""
     cells = nbformat.read(REPOSITORY / "notebooks" / f"{stem}.ipynb", as_version=4).cells
     return [cell.source for cell in cells if cell.cell_type == "code"]
 

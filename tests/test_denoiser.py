@@ -1,4 +1,4 @@
-"""The diffusion model of study 12: its loss, its sampler, its layout, its Fisher information."""
+"""The diffusion model of study 11: its loss, its sampler, its layout, its Fisher information."""
 
 import math
 from contextlib import nullcontext

@@ -1,4 +1,4 @@
-"""Study 12 in miniature: the five stages of a diffusion model, its methods of forgetting, what is tried to be had again."""
+"""Study 11 in miniature: the five stages of a diffusion model, its methods of forgetting, what is tried to be had again."""
 
 import math
 import shutil
@@ -259,7 +259,7 @@ def test_files_of_another_kind_of_model_are_refused_by_name(few, tmp_path):
     with pytest.raises(WorkspaceError, match=r"cvae\.pt does not hold a Denoiser"):
         DiffusionExperiment(tmp_path, device="cpu", model="cvae")
     (tmp_path / "checkpoints" / "denoiser.pt").write_bytes((RELEASED / "cvae.pt").read_bytes())
-    with pytest.raises(WorkspaceError, match=r"holds what was saved as cvae\.pt\. .* Run studies/12_diffusion\.ipynb"):
+    with pytest.raises(WorkspaceError, match=r"holds what was saved as cvae\.pt\. .* Run studies/11_diffusion\.ipynb"):
         DiffusionExperiment(tmp_path, device="cpu")
-    with pytest.raises(WorkspaceError, match=r"Run studies/12_diffusion\.ipynb to make it"):
+    with pytest.raises(WorkspaceError, match=r"Run studies/11_diffusion\.ipynb to make it"):
         store.load("fim-denoiser-without-9.pt")

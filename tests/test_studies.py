@@ -309,9 +309,9 @@ def test_a_study_runs_top_to_bottom_in_miniature(path, small, monkeypatch):
     monkeypatch.setattr(references, "train_from_scratch", lambda task, digits: CVAE(**task.cvae.config))
     monkeypatch.setattr(diffusion, "drawings", partial(diffusion.drawings, n=6))
     own = {"10_beyond_mnist": {"full": True, "dataset": "MNIST"},                           # which else only reads
-           "12_diffusion": {"steps": 2, "n_per_class": 2}}.get(path.stem, {})
+           "11_diffusion": {"steps": 2, "n_per_class": 2}}.get(path.stem, {})
     names = run_here(f"studies/{path.stem}", workspace=str(small.store.folder), n_jobs=1, scale=0.002, **own)
-    if path.stem == "12_diffusion":
+    if path.stem == "11_diffusion":
         verdicts = same_or_not(names["QUESTIONS"], {"CVAE": names["cvae"], "diffusion": names["denoiser"]})["verdict"]
         assert {"same", "**not**"} <= {*verdicts} and names["amnesiac_file"].settings["steps"] == 2
     elif "own" in names:
@@ -319,10 +319,7 @@ def test_a_study_runs_top_to_bottom_in_miniature(path, small, monkeypatch):
         if path.stem == "5_attacks":
             assert list(names["beliefs"]) == ["original", "distilled amnesia", "retrain"]
             assert max(names["beliefs"]["original"]) > 0.5    # the original has the digit, also under a wrong label
-    elif path.stem == "13_averages":
+    elif path.stem == "7_averages":
         assert len(names["pictures"]) == 11 and names["mixtures"].loc["notebook 3's default"]["average, P(0)"].min() > 0.9
-    elif path.stem == "8_your_method":
-        assert "| average | 3 |" in names["table"]
     else:
-        assert list(names["rows"]) == list(names["models"]) == ["original", "selective amnesia", "retrain"]
-        assert max(names["beliefs"]["original"]) > 0.5    # the original has the digit, also under a wrong label
+        assert path.stem == "8_your_method" and "| average | 3 |" in names["table"]

@@ -17,7 +17,7 @@ from .content import FORMAT, Damaged, Foreign, from_bytes, kind_of, to_bytes
 from .disk import ABSENT, WorkspaceError, read_whole, reason, unreadable, unwritten, write_atomic
 
 MADE_BY = {"cvae": "01_train_cvae", "fim": "02_compute_fim", "amnesiac": "03_forget", "samples": "04_sample",
-           "evaluation": "05_evaluate", "denoiser": "studies/12_diffusion"}
+           "evaluation": "05_evaluate", "denoiser": "studies/11_diffusion"}
 MISFIT = ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError  # what plain values can raise
 
 

@@ -3,12 +3,12 @@
 from .methods import METHODS
 
 REPLAY = "replay (ours)"       # Selective Amnesia with our settings and our replay, beside "as published"
-OF_STUDY_13 = ("with a margin", "distilled anew")
+OF_AVERAGES = ("with a margin", "distilled anew")   # which study 7 alone shows
 EVERY_METHOD = {REPLAY if name == "selective amnesia" else name: {"method": name}
-                for name in METHODS if name not in OF_STUDY_13}
+                for name in METHODS if name not in OF_AVERAGES}
 OTHER_SEEDS = (1, 2, 3)        # than the original's, whose initial weights a reference of its seed would start from
 
-# What studies 5 and 7 try to bring back: {row: the method and its options}
+# What studies 5 and 6 try to bring back: {row: the method and its options}
 ATTACKED = {
     "original": {"method": "original"},
     REPLAY: {"method": "selective amnesia"},
@@ -45,7 +45,7 @@ def by_labels(choices, sets, seeds=range(4), **common):
             for row, runs in plan(choices, [labels], seeds, **common).items()}
 
 
-# What study 12 asks of a diffusion model: {row: the method and its options}; what is tried to be had again, and the rest
+# What study 11 asks of a diffusion model: {row: the method and its options}; what is tried to be had again, and the rest
 DENOISERS_ATTACKED = {
     "original": {"method": "original"},
     "distilled": {"method": "selective amnesia", "lam": 0.0},
