@@ -85,7 +85,7 @@ def execute(path, workspace):
 
 
 # The front page's rows; the studies' page has all
-FRONT_ROWS = "forgotten_probability", "entropy", "forgotten_share", "kept_accuracy", "kept_elbo"
+FRONT_ROWS = "forgotten_probability", "entropy", "forgotten_share", "forgotten_contrast", "kept_accuracy", "kept_elbo"
 
 
 def results_table(evaluation, only=None):
