@@ -10,7 +10,7 @@ import play
 import pytest
 import scaling
 from conftest import REPOSITORY
-from release import FRONT, HOW_TO, STUDIED, addressed, badges, read
+from release import FRONT, HOW_TO, NOTEBOOKS, STUDIED, addressed, badges, read
 from side_by_side import PAGE, RESULT, tables
 
 
@@ -20,7 +20,7 @@ def test_another_digit_takes_under_a_minute_as_the_page_says():
 
 def test_the_front_page_is_short():
     text = FRONT.read_text()
-    words = (re.sub("<a href.*</a>", "", text) + badges("owner/name")).split()
+    words = (re.sub("<a href.*</a>", "", text) + "".join(badges(path, "owner/name") for path in NOTEBOOKS)).split()
     assert len(words) <= 700 and len(re.findall(r"^\|[ -:|]*--[ -:|]*\|$", text, re.MULTILINE)) <= 2
 
 
@@ -45,18 +45,19 @@ def test_the_page_without_an_install_takes_a_third_model_only_if_made_as_the_rel
         play.write(play.FILES[1])
 
 
-def test_badges_lead_to_colab_once_the_address_is_known_and_none_is_shown_before():
+def test_badges_lead_to_colab_and_kaggle_once_the_address_is_known_and_none_is_shown_before():
     repository = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["amnesia"]["repository"]
-    assert f"badges: written by tools/release.py -->\n{badges(repository)}\n<!-- end" in FRONT.read_text()
-    assert badges("") == ""
-    names = re.findall(r'"https://colab\.research\.google\.com/github/owner/name/blob/main/([^"]+)"', badges("owner/name"))
-    assert len(names) == 5
-    for name in names:
-        notebook = (REPOSITORY / name).read_text()
-        known, here = addressed(notebook, "owner/name"), addressed(notebook, repository)
-        parameters = nbformat.reads(known, as_version=4).cells[1].source
-        assert 'REPO_URL = "https://github.com/owner/name"  #@param' in parameters and here == notebook
-        assert addressed(known, repository) == notebook
+    lines = "\n".join(badges(path, repository) for path in NOTEBOOKS).strip()
+    assert f"badges: written by tools/release.py -->\n{lines}\n<!-- end" in FRONT.read_text()
+    for path in sorted((REPOSITORY / "notebooks").rglob("[0-9]*_*.ipynb")):
+        place, notebook = f"owner/name/blob/main/{path.relative_to(REPOSITORY)}", path.read_text()
+        known = addressed(path, notebook, "owner/name")
+        title, parameters = (cell.source for cell in nbformat.reads(known, as_version=4).cells[:2])
+        assert re.findall('href="([^"]+)"', title.splitlines()[1]) == [
+            f"https://colab.research.google.com/github/{place}",
+            f"https://kaggle.com/kernels/welcome?src=https://github.com/{place}"], path
+        assert 'REPO_URL = "https://github.com/owner/name"  #@param' in parameters
+        assert addressed(path, known, repository) == addressed(path, notebook, repository) == notebook
 
 
 def test_the_comparison_is_that_of_its_file():

@@ -5,7 +5,7 @@ place, and their figures and evaluation in released/; forgets each other digit a
 writes the pages' tables from these files, play.html and the drawing. The judge is not retrained.
 
 python tools/release.py pages writes the pages only: the tables, play.html around the models that it has, and, once
-pyproject.toml says where the repository is, Colab's badges, the notebooks' REPO_URL and play.html's way back.
+pyproject.toml says where the repository is, Colab's and Kaggle's badges, the notebooks' REPO_URL and play.html's way back.
 python tools/release.py train makes the released files anew, from the training on, times the five, and keeps what was
 installed in pip-freeze.txt: files are the same byte for byte only with that. The studies have to be run anew then.
 python tools/release.py FashionMNIST does the same with another data set, its judge trained on the way, and keeps the
@@ -46,7 +46,7 @@ FRONT, HOW_TO, STUDIED = (REPOSITORY / folder / "README.md" for folder in ("", "
 def code_digest(path):
     """SHA-256 of what makes a notebook's outputs: its cells of code, with any REPO_URL, and the sources of the helper; for a
     study, those of the studies' package too. An executed notebook records it."""
-    notebook = nbformat.reads(addressed(path.read_text(), ""), as_version=4)
+    notebook = nbformat.reads(addressed(path, path.read_text(), ""), as_version=4)
     cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     packages = [path.parent / "amnesia"]
     if path.parent.name == "studies":
@@ -165,25 +165,37 @@ def fill(page, marker, table):
     page.write_text(f"{head}{begin}\n{table}\n{end}{rest.split(end)[1]}")
 
 
-def badges(repository):
-    """The line of Colab's badges, one per notebook, for a repository "owner/name" on GitHub; nothing while it is ""."""
-    colab, badge = "https://colab.research.google.com/github", "https://colab.research.google.com/assets/colab-badge.svg"
-    return " ".join(f'{path.name[1]}&nbsp;<a href="{colab}/{repository}/blob/main/notebooks/{path.name}"><img src="{badge}" '
-                    f'alt="Notebook {path.name[1]} in Colab"></a>' for path in NOTEBOOKS if repository)
+# Where a notebook on GitHub opens with one click, and the badge for it
+HOSTS = {"Colab": ("https://colab.research.google.com/github/", "https://colab.research.google.com/assets/colab-badge.svg"),
+         "Kaggle": ("https://kaggle.com/kernels/welcome?src=https://github.com/",
+                    "https://kaggle.com/static/images/open-in-kaggle.svg")}
 
 
-def addressed(notebook, repository):
-    """A notebook's text with the repository's address as its REPO_URL, from which Colab fetches the rest."""
+def badges(path, repository):
+    """The badges that open this notebook of a repository "owner/name" on GitHub in Colab and on Kaggle; nothing while it
+    is ""."""
+    if not repository:
+        return ""
+    place = f"{repository}/blob/main/{path.relative_to(REPOSITORY).as_posix()}"
+    return " ".join(f'<a href="{host}{place}"><img src="{badge}" alt="{path.stem} in {name}"></a>'
+                    for name, (host, badge) in HOSTS.items())
+
+
+def addressed(path, notebook, repository):
+    """The text `notebook` of the file `path`, with the repository's address as its REPO_URL, from which a hosted machine
+    fetches the rest, and badges under its title."""
     address = f"https://github.com/{repository}" if repository else ""
-    return re.sub(r'REPO_URL = \\"[^"]*\\"', f'REPO_URL = \\\\"{address}\\\\"', notebook)
+    text = re.sub(r'REPO_URL = \\"[^"]*\\"', f'REPO_URL = \\\\"{address}\\\\"', notebook)
+    escaped = json.dumps(badges(path, repository))[1:-1]
+    return re.sub(r"<!-- badges -->.*(?=\\n\",)", lambda _: f"<!-- badges -->{escaped}", text)
 
 
 def fill_pages():
     """Writes the released run's tables into the pages, and what depends on the repository's address."""
     repository = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["amnesia"]["repository"]
-    fill(FRONT, "badges", badges(repository))
+    fill(FRONT, "badges", "\n".join(badges(path, repository) for path in NOTEBOOKS).strip())
     for path in (REPOSITORY / "notebooks").rglob("*.ipynb"):
-        path.write_text(addressed(path.read_text(), repository))
+        path.write_text(addressed(path, path.read_text(), repository))
     play.write()
     digits, times = [read(f"evaluation-{digit}.json") for digit in range(10)], read("times.json")
     fill(FRONT, "results", results_table(digits[0], FRONT_ROWS))
