@@ -100,10 +100,10 @@ def results_table(evaluation, only=None):
     p_grey, h_grey = f"{grey['forgotten_probability']:.3f} on grey", f"{grey['entropy']:.3f} on grey"
     floor = f"{reference['kept_frechet_floor']:.2f} real against real"
     rows = [("P: how sure the judge is of the forgotten digit", "forgotten_probability", 3, p_grey),
-            ("H: how unsure of everything, nats", "entropy", 3, h_grey),
+            ("H: how unsure the judge is, nats", "entropy", 3, h_grey),
             ("share of its samples judged as it", "forgotten_share", 3, f"{grey['forgotten_share']:.3f} on grey"),
             ("their contrast (grey levels of 255)", "forgotten_contrast", 1,
-             f"{real['forgotten_contrast']:.1f} of real digits"),
+             f"{grey['forgotten_contrast']:.1f} of grey, {real['forgotten_contrast']:.1f} of real ones"),
             ("kept digits judged as asked", "kept_accuracy", 4, f"{real['kept_accuracy']:.4f} on real digits"),
             ("the worst kept digit", "kept_accuracy_worst", 3, ""),
             ("Fréchet distance of kept digits", "kept_frechet", 2, floor),
