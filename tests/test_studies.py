@@ -239,6 +239,11 @@ def test_two_models_are_asked_the_same_questions():
     assert one.loc["8", "distilled"]["steps, excess"].tolist() == pytest.approx([-12, -12])
     assert one.loc["0", "distilled"]["at grey, and keeps"].tolist() == [True, False]               # 0.97 - 0.003
     assert other.loc["0", "distilled"]["at grey, and keeps"].tolist() == [False, False]
+    taught = {"method": "distilled", "forget": [0], "seed": 2}
+    taught = frame([{"settings": taught, "result": {"steps": 3.0}}], {("0", "distilled"): [taught]},
+                   names=["forgotten", "model"], of=lambda result, forget, grey: result)
+    merely_taught = beside_controls(merged(runs(0.01, accuracy, 3.0), taught))                  # was not scored: no answer
+    assert merely_taught.loc["0", "distilled"]["at grey"].isna().tolist() == [False, False, True]
     questions = [("P", "0", "distilled", "P − grey", "within", 0.05), ("P", ["0", "8"], "distilled", "P − grey", "above", 0),
                  ("fast", "0", "distilled", "steps / Oracle's", "at most", 1), ("a", "0", "none", "P − grey", "at least", 0)]
     table = same_or_not(questions, {"A": one, "B": other})

@@ -133,7 +133,9 @@ def beside_controls(runs, tolerance=0.05, points=0.3):
     original, oracle = control("original"), control("oracle")
     at_grey = runs["P − grey"].abs() <= tolerance
     keeps = runs["kept accuracy"] >= original["kept accuracy"] - points / 100
-    return pd.concat([runs.assign(**{"at grey": at_grey, "at grey, and keeps": at_grey & keeps}),
+    answers = {"at grey": at_grey, "at grey, and keeps": at_grey & keeps}
+    scored = runs["P − grey"].notna()                       # other runs, as of averages alone, have no answer
+    return pd.concat([runs.assign(**{name: answer.where(scored) for name, answer in answers.items()}),
                       (runs - original).add_prefix("Δ "), (runs - oracle).add_suffix(", excess"),
                       (runs / oracle).add_suffix(" / Oracle's")], axis=1)
 
