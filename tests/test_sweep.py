@@ -24,9 +24,9 @@ GRID = [{"x": x} for x in range(8)]
 
 
 def square(x, folder=None, pause=0.0):
-    """Leaves a file for each call, so that calls can be counted across processes."""
+    """Leaves a file for each call, with its process's number, so that calls can be counted across processes."""
     if folder:
-        (folder / f"{x}-{time.monotonic_ns()}").touch()
+        (folder / f"{x}-{time.monotonic_ns()}-{os.getpid()}").touch()
     time.sleep(pause)
     if x == 99:
         raise ArithmeticError("x is 99")
@@ -170,10 +170,10 @@ records = sweep(slowly, grid, Log(Path({str(log.path)!r}), LINEAGE), cluster={cl
 print(sum(record["result"]["square"] for record in records))
 """
     sweeping = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while len(list(calls.iterdir())) < 3 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.kill(cluster.workers[0].pid, signal.SIGKILL)
+    victim, deadline = cluster.workers[0].pid, time.monotonic() + 60
+    while len(list(calls.glob(f"*-{victim}"))) < 2 and time.monotonic() < deadline:     # its second run has just begun
+        time.sleep(0.01)
+    os.kill(victim, signal.SIGKILL)
     assert sweeping.communicate(timeout=120)[0].splitlines()[-1] == str(sum(x * x for x in range(8)))
     lines = [json.loads(line)["settings"]["x"] for line in log.path.read_text().splitlines()]
     assert sorted(lines) == list(range(8))
