@@ -252,6 +252,8 @@ def test_the_page_mixes_weights(page, held, at, shares, grey):
             _, (pixels, probabilities) = page.execute_async_script(ASK, [f"{value:.2f}" for value in z.tolist()], asked)
             expected = cvae.generate(torch.tensor([label]), z[None])[0]
             np.testing.assert_allclose(pixels, (255 * expected).round(), atol=1)
+            levels = page.find_element(By.CSS_SELECTOR, "#mixed .contrast").text.removeprefix("contrast: ")
+            assert abs(float(levels) - 255 * expected.std(correction=0).item()) < 1
             if grey is not None:
                 assert np.ptp(pixels) < 20 if label in grey else np.ptp(pixels) > 100 and probabilities[label] > 0.5
 

@@ -143,7 +143,8 @@ def times_table(times):
     head = "| " + " | ".join([*times["seconds"], "all five"]) + " |"
     total = sum(times["seconds"].values())
     row = "| " + " | ".join(f"{seconds:.0f} s" for seconds in [*times["seconds"].values(), total]) + " |"
-    return "\n".join([head, "|" + "---|" * (len(times["seconds"]) + 1), row])
+    note = f"{times['versions']['hardware']}, torch {times['versions']['torch']}."
+    return "\n".join([head, "|" + "---|" * (len(times["seconds"]) + 1), row, "", note])
 
 
 def another_digit(times):
