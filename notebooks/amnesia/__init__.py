@@ -14,7 +14,7 @@ from .evaluation import (
 )
 from .figures import few_greys, filmstrip, gif, name_classes, png, show, show_tile, subplots
 from .fisher import diagonal_fisher, squared_gradients
-from .models import CVAE, Classifier, bernoulli_nll, edits, negative_elbo_terms, relabel
+from .models import CVAE, Classifier, bernoulli_nll, edits, negative_elbo_terms
 from .panel import check, panel, play
 from .processor import pick_device
 from .storage.parameters import check_parameters, forget_from, settings_of
@@ -26,4 +26,4 @@ __all__ = ["CVAE", "Classifier", "Digits", "Stage", "Workspace", "ask", "bernoul
            "class_names", "diagonal_fisher", "edits", "elbo", "entropy", "few_greys", "filmstrip", "fit", "forget_from",
            "gif", "grey_reference", "grow", "kept_change", "load_digits", "load_judge", "model_metrics", "name_classes",
            "negative_elbo_terms", "one_hot", "panel", "pick_device", "play", "png", "progress", "reference_metrics",
-           "relabel", "settings_of", "show", "show_tile", "squared_gradients", "subplots", "train_judge"]
+           "settings_of", "show", "show_tile", "squared_gradients", "subplots", "train_judge"]

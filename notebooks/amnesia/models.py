@@ -74,13 +74,6 @@ def bernoulli_nll(logits, x):
     return (F.relu(logits) - x * logits - logits.abs().sigmoid().log()).sum(1)
 
 
-def relabel(label, recall):
-    """The term `forget` of notebook 03 for a label as surrogate: a function of the forgotten labels c_f, (n,), that returns
-    recall(asked, c_f), the cost, (n,) nats per image, of the frozen copy's answers to this `label` for the model, told c_f.
-    """
-    return lambda c_f: recall(torch.full_like(c_f, label), c_f)
-
-
 class Classifier(nn.Module):
     """The judge: a small CNN that never sees a generated image in training.
 
