@@ -153,11 +153,6 @@ def from_scratch(task, digits):
     return train(denoiser, digits, max(1, round(task.scale * task.recipe["steps"])), **recipe)[0]
 
 
-def another(task):
-    """Another original, which differs by the seed only."""
-    return from_scratch(task, task.train.only(range(CLASSES)))
-
-
 def retrain(task):
     """Trained from scratch on the images of the kept labels only."""
     return from_scratch(task, task.train.only(task.kept.tolist()))
@@ -171,8 +166,7 @@ def oracle(task):
 
 
 METHODS = {"original": Method(original, ""), "selective amnesia": Method(selective_amnesia, "none"),
-           "another": Method(another, "all"), "retrain": Method(retrain, "kept labels"),
-           "oracle": Method(oracle, "kept labels")}
+           "retrain": Method(retrain, "kept labels"), "oracle": Method(oracle, "kept labels")}
 
 
 class DiffusionExperiment(Experiment):

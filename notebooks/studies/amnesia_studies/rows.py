@@ -51,7 +51,6 @@ DENOISERS_ATTACKED = {
     "distilled": {"method": "selective amnesia", "lam": 0.0},
     "distilled, λ = 1": {"method": "selective amnesia", "lam": 1.0},
     "no label replayed": {"method": "selective amnesia", "lam": 0.0, "unconditional": "replay"},
-    "another": {"method": "another"},
     "retrain": {"method": "retrain"},
     "oracle": {"method": "oracle"}}
 DENOISERS_SCORED = {
