@@ -21,7 +21,7 @@ from amnesia_studies.experiment import Experiment, released
 from amnesia_studies.methods import METHODS, references
 from amnesia_studies.methods.selective_amnesia import IMPORTANCE, batch_mean_fisher
 from amnesia_studies.recovery import forget_and_recover, forget_and_search_label
-from amnesia_studies.rows import ATTACKED, EVERY_METHOD, by_labels, grid, plan
+from amnesia_studies.rows import ATTACKED, DENOISERS, EVERY_METHOD, OTHER_SEEDS, by_labels, grid, plan
 from amnesia_studies.scoring import forget_and_score, forget_in_turn
 from amnesia_studies.sweep import images_from_text
 from amnesia_studies.tables import (
@@ -33,6 +33,7 @@ from amnesia_studies.tables import (
     merged,
     metrics,
     partners,
+    relearning_metrics,
     same_or_not,
     spread,
     summary,
@@ -210,6 +211,15 @@ def test_the_published_runs_are_found_by_their_rows():
     for log, rows, common in (("attacks", ATTACKED, {"restarts": 128}), ("studies", EVERY_METHOD, {"bounds": True})):
         runs = frame(released(log), plan(rows, [[0]], range(3), **common))
         assert dict(runs.groupby("", sort=False).size()) == dict.fromkeys(rows, 3)
+
+
+@pytest.mark.parametrize(("log", "rows", "read", "seeds"), [
+    ("savings", ATTACKED, relearning_metrics, OTHER_SEEDS),
+    ("diffusion-recovery", {row: DENOISERS[row] for row in ("distilled", "oracle")}, metrics, range(4))])
+def test_what_was_tried_to_be_had_again_has_three_runs_of_a_0_and_of_an_8(log, rows, read, seeds):
+    rows = by_labels({row: options for row, options in rows.items() if row != "original"}, [[0], [8]], seeds)
+    runs = frame(released(log), rows, released_grey, names=["forgotten", "model"], of=read)
+    assert dict(runs.groupby(["forgotten", "model"], sort=False).size()) == dict.fromkeys(rows, 3)
 
 
 def test_their_page_has_their_tables():
