@@ -197,7 +197,10 @@ def test_intervals_are_those_of_the_seeds():
     ("savings", ("cvae.pt", "fim-cvae.pt", "classifier.pt"), 10),
     ("averages", ("cvae.pt", "fim-cvae.pt", "classifier.pt"), 5),
     ("weights", ("cvae.pt", "fim-cvae.pt", "classifier.pt"), 3),
-    ("one-label", ("cvae.pt", "fim-cvae.pt", "classifier.pt", "classifier-1.pt"), 30)])
+    ("one-label", ("cvae.pt", "fim-cvae.pt", "classifier.pt", "classifier-1.pt"), 30),
+    ("diffusion", ("denoiser.pt", "fim-denoiser.pt", "classifier.pt"), 40),
+    ("diffusion-recovery", ("denoiser.pt", "fim-denoiser.pt", "classifier.pt", "classifier-1.pt"), 15),
+    ("diffusion-mixtures", ("denoiser.pt", "fim-denoiser.pt", "classifier.pt"), 3)])
 def test_the_published_runs_start_from_the_released_files(log, files, least):
     digests = {name: Saved(RELEASED / name).digest for name in files}
     runs, lines = released(log), (RELEASED / f"{log}.jsonl").read_text().splitlines()

@@ -49,7 +49,6 @@ def by_labels(choices, sets, seeds=range(4), **common):
 DENOISERS_ATTACKED = {
     "original": {"method": "original"},
     "distilled": {"method": "selective amnesia", "lam": 0.0},
-    "distilled, λ = 1": {"method": "selective amnesia", "lam": 1.0},
     "no label replayed": {"method": "selective amnesia", "lam": 0.0, "unconditional": "replay"},
     "retrain": {"method": "retrain"},
     "oracle": {"method": "oracle"}}
@@ -59,6 +58,7 @@ DENOISERS_SCORED = {
     "nothing, λ = 100": {"method": "selective amnesia", "lam": 100.0, "remember": "nothing"},
     "noise for grey": {"method": "selective amnesia", "lam": 0.0, "surrogate": "noise"},
     "distilled, λ = 0.1": {"method": "selective amnesia", "lam": 0.1},
+    "distilled, λ = 1": {"method": "selective amnesia", "lam": 1.0},
     "distilled, λ = 10": {"method": "selective amnesia", "lam": 10.0},
     "distilled, λ = 100": {"method": "selective amnesia", "lam": 100.0}}
 DENOISERS = DENOISERS_ATTACKED | DENOISERS_SCORED
