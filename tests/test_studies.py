@@ -332,6 +332,8 @@ def test_a_study_runs_top_to_bottom_in_miniature(path, small, monkeypatch):
     if path.stem == "11_diffusion":
         verdicts = same_or_not(names["QUESTIONS"], {"CVAE": names["cvae"], "diffusion": names["denoiser"]})["verdict"]
         assert {"same", "**not**"} <= {*verdicts} and names["amnesiac_file"].settings["steps"] == 2
+        seeds = {run["seed"] for row in ("retrain", "oracle") for run in names["seeded"](DENOISERS, [[0]])[row]}
+        assert len(seeds) == 3 and names["denoiser_file"].settings["seed"] not in seeds
     elif "own" in names:
         assert len({str(record["settings"]) for record in names["own"]}) == len(names["own"]) > 1
         if path.stem == "5_attacks":
