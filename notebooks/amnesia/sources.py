@@ -3,6 +3,7 @@
 import os
 import socket
 import tempfile
+from http.client import HTTPException
 from inspect import signature
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def load_pictures(dataset, folder, device="cpu"):
     elif hasattr(datasets, dataset.partition("-")[0]):
         try:
             parts, names = from_torchvision(name, folder)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, HTTPException) as error:
             why = f"{name} is not in {folder} and could not be downloaded ({error})."
             if name != "MNIST":
                 raise DataError(why) from error
@@ -123,7 +124,9 @@ def from_torchvision(name, folder):
     try:
         try:
             parts = load(folder)
-        except RuntimeError:                                # "Dataset not found"
+        except (FileNotFoundError, RuntimeError) as error:
+            if type(error) is RuntimeError and "not found" not in str(error):     # there, and no whole file
+                raise ValueError(error) from error
             socket.setdefaulttimeout(SILENCE)
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as whole:
