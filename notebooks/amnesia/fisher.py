@@ -89,8 +89,9 @@ def convolution(layer, a, delta):
 def one_by_one(cvae, weights, x, y, noise):
     """The same sums for these weights, whatever layer they are of, by a gradient for each sample, some at a time."""
     cost = NegativeELBO(cvae)
+    own = [p for name, p in cvae.named_parameters() if name in weights]         # a tied weight has two names
     others = {f"cvae.{name}": value.detach() for name, value in cvae.state_dict(keep_vars=True).items()
-              if name not in weights}
+              if not any(value is p for p in own)}
 
     def of_one(weights, x, y, noise):
         own = {f"cvae.{name}": value for name, value in weights.items()}
