@@ -91,7 +91,7 @@ def series(tmp_path_factory, digits):
 def few(digits):
     """(train, test): 500 digits each, some of every label, named as a part of MNIST."""
     from amnesia import Pictures
-    from amnesia.sources import SMALL
+    from amnesia.data import SMALL
 
     return [Pictures(split.images[::len(split) // 500], split.labels[::len(split) // 500], f"{SMALL}: {part} (500 images)")
             for split, part in zip(digits, ("train", "held out"), strict=True)]
@@ -101,9 +101,9 @@ def few(digits):
 def with_few(few, monkeypatch):
     """The notebooks' cells, run here, take those few, and no copies of them."""
     import amnesia
-    from amnesia import stages
+    from amnesia import parameters
 
-    monkeypatch.setattr(stages, "load_pictures", lambda *_: [*few])
+    monkeypatch.setattr(parameters, "load_pictures", lambda *_: [*few])
     monkeypatch.setattr(amnesia, "grow", lambda pictures, seed: pictures)
 
 

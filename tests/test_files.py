@@ -2,11 +2,11 @@
 
 import errno
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
 import pickle
-import threading
 import time
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def test_every_released_file_is_read_as_it_is():
 
 @pytest.mark.parametrize(("name", "notebook"), [
     ("cvae.pt", "01_train_cvae"), ("fim-cvae.pt", "02_compute_fim"), ("amnesiac-0.pt", "03_forget"),
-    ("samples-0.pt", "04_sample"), ("evaluation-0.json", "05_evaluate"), ("fim-amnesiac-0.pt", 'model="amnesiac-0"')])
+    ("samples-0.pt", "04_sample"), ("evaluation-0.json", "05_evaluate"), ("fim-amnesiac-0.pt", "02_compute_fim")])
 def test_a_file_that_is_missing_or_no_good_names_the_notebook_and_is_kept(store, name, notebook):
     with pytest.raises(WorkspaceError, match=f"{name} .*Run .*{notebook}"):
         store.load(name)
@@ -193,7 +193,8 @@ def test_a_write_that_dies_in_the_middle_leaves_what_was_there(store, monkeypatc
             save(store, seed=1)
         monkeypatch.undo()
         assert store.load("cvae.pt").path.read_bytes() == before
-        assert [path for path in store.checkpoints.glob(".*.tmp")] == [theirs]
+        left = [*store.checkpoints.glob(".*.tmp")]
+        assert theirs in left and (len(left) == 1 or type(error) is KeyboardInterrupt)
 
 
 def refused_once(function):
@@ -346,5 +347,5 @@ def test_below_a_drive_that_is_not_mounted_nothing_is_made(drive, tmp_path, caps
 def test_a_lock_of_a_run_that_died_is_not_waited_for(store, monkeypatch):
     lock = store.checkpoints / ".cvae.pt.lock"
     lock.touch()
-    threading.Timer(0.2, os.utime, (lock, (0, 0))).start()
+    monkeypatch.setattr(checkpoints.time, "time", itertools.count(0, 40).__next__)
     assert save(store).path.exists() and not lock.exists()

@@ -11,7 +11,7 @@ from cells import STEMS, run_here
 from conftest import REPOSITORY
 
 from amnesia import Diverged, Stage, Workspace, WorkspaceError, check_parameters
-from amnesia.stages import CHOICES, RANGES, labels_of
+from amnesia.parameters import CHOICES, RANGES, labels_of
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").rglob("[0-9]*_*.ipynb"))
 
