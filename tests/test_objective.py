@@ -195,8 +195,8 @@ def test_the_loss_of_notebook_03_protects_in_the_loop_of_notebook_01_too(tmp_pat
         start = Saved(RELEASED / "cvae.pt").build(CVAE, "cpu")
         return now, (now - torch.cat([p.detach().flatten() for p in start.parameters()])).norm().item()
 
-    (free, far), (again, _), (held, near) = (weights(lam) for lam in (0.0, 0.0, 300.0))
-    assert torch.equal(free, again) and not torch.equal(free, held) and near < far
+    (free, far), (again, _), (a_little, _), (held, near) = (weights(lam) for lam in (0.0, 0.0, 0.3, 300.0))
+    assert torch.equal(free, again) and not torch.equal(free, a_little) and not torch.equal(free, held) and near < far
 
 
 @pytest.mark.parametrize(("remember", "held"), [("distil", [0, 1, 2, 4, 5, 6, 7, 8, 9]),

@@ -1,10 +1,8 @@
 """fit(): the same bits again, killed anywhere and resumed, and stopped when it diverges."""
 
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +14,7 @@ from amnesia import CVAE, Diverged, Pictures, Saved, Stage, Workspace, fit, nega
 from amnesia.training import optimizer_for
 
 SETTINGS = {"steps": 60, "seed": 0}
+PROCESSES = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")     # CUDA forbids forks
 DIGITS = Pictures(torch.randint(256, (100, 784), generator=torch.Generator().manual_seed(0)).byte(), torch.arange(100) % 10)
 
 
@@ -52,15 +51,17 @@ def test_a_seed_gives_the_same_bits():
     assert same(run(), run())
 
 
-@pytest.mark.slow
+def run_and_die(folder, die_at, schedule):
+    tick(100)
+    run(Stage(Workspace(folder), "cvae.pt", SETTINGS), die_at, schedule)
+
+
 @pytest.mark.parametrize(("die_at", "schedule"), [(2, "one-cycle"), (31, "constant"), (60, "one-cycle")])
 def test_a_killed_run_resumes_bit_for_bit(tmp_path, every_step, die_at, schedule):
-    code = ("import sys; from clock import tick; from test_training import *; tick(100); "
-            f"run(Stage(Workspace(sys.argv[1]), 'cvae.pt', SETTINGS), {die_at}, {schedule!r})")
-    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    ended = subprocess.run([sys.executable, "-c", code, tmp_path], env={**os.environ, "PYTHONPATH": paths}, capture_output=True,
-                           check=False)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    victim = PROCESSES.Process(target=run_and_die, args=(tmp_path, die_at, schedule))
+    victim.start()
+    victim.join()
+    assert victim.exitcode == -signal.SIGKILL
     stage = Stage(Workspace(tmp_path), "cvae.pt", SETTINGS)
     assert Saved(stage.unfinished).done == die_at - 1
     torch.randn(7)                                          # whatever else the next session draws
