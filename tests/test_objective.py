@@ -188,6 +188,7 @@ def test_the_loss_of_notebook_03_protects_in_the_loop_of_notebook_01_too(tmp_pat
 
     def weights(lam):
         names = run_here("03_forget", "def loss():", workspace=str(tmp_path), lam=lam)
+        names["cvae"].load_state_dict(names["original"].state_dict())
         optimizer = torch.optim.Adam(names["cvae"].parameters(), 1e-3)
         torch.manual_seed(0)
         exec(ast.unparse(loop), {"terms": names["loss"], "optimizer": optimizer, "losses": []})

@@ -70,6 +70,7 @@ def name_classes(axis, names, places=None):
     axis.set_xticks(places, names, **slanting)
 
 
+@plt.style.context(STYLE, after_reset=True)
 def png(figure):
     """A matplotlib figure as the bytes of a PNG, twice the size that show() gives it; the figure is closed.
 
