@@ -61,6 +61,9 @@ def test_words_choose_notebooks_and_parameters_and_a_copy_is_run_by_its_full_nam
     assert study.startswith("2_") and "Copy" not in study and "mine" not in study
     assert asked("03_forget-Copy1", "03_forget_mine.ipynb") == [("03_forget-Copy1", {}), ("03_forget_mine", {})]
     assert asked(f"studies/{study}_mine") == [(f"{study}_mine", {})]
+    nbformat.write(nbformat.v4.new_notebook(), "studies/2_mine.ipynb")
+    with pytest.raises(SystemExit, match=rf"^'studies/2' names studies/2_mine and studies/{study}\. There are"):
+        asked("studies/2")
 
 
 @pytest.mark.parametrize(("words", "message"), [
@@ -71,12 +74,6 @@ def test_a_word_that_fits_nothing_is_named_before_anything_runs(asked, words, me
     with pytest.raises(SystemExit, match=re.escape(message)):
         asked(*words)
     assert not asked.__closure__[0].cell_contents
-
-
-def test_two_studies_of_one_number_have_to_be_named_in_full(asked):
-    nbformat.write(nbformat.v4.new_notebook(), "studies/2_mine.ipynb")
-    with pytest.raises(SystemExit, match=r"^'studies/2' names studies/2_mine and studies/2_\w+\. There are"):
-        asked("studies/2")
 
 
 def test_the_pages_commands_are_understood():
@@ -209,28 +206,16 @@ def bare(monkeypatch, tmp_path):
     return set_up
 
 
-def python_gone(python):
-    python.symlink_to("/nowhere/python3")
-
-
-def of_another_system(python):
-    python.write_bytes(b"MZ\x90")
-    python.chmod(0o755)
-
-
-def too_old(python):
-    python.write_text("#!/bin/sh\nexit 1\n")
-    python.chmod(0o755)
-
-
 @pytest.mark.skipif(os.name == "nt", reason="the files are those of other systems")
-@pytest.mark.parametrize("spoil", [python_gone, of_another_system, too_old])
-def test_an_environment_that_cannot_be_used_is_set_aside_in_a_sentence_and_made_anew(bare, tmp_path, capsys, spoil):
+@pytest.mark.parametrize("content", [b"", b"MZ\x90", b"#!/bin/sh\nexit 1\n"], ids=["gone", "another system's", "too old"])
+def test_an_environment_that_cannot_be_used_is_set_aside_in_a_sentence_and_made_anew(bare, tmp_path, capsys, content):
     python = bare()
     (tmp_path / ".venv" / "a reader's own").write_text("")
     (tmp_path / ".venv-1").mkdir()
     python.unlink()
-    spoil(python)
+    if content:
+        python.write_bytes(content)
+        python.chmod(0o755)
     assert bare() == python
     assert "It is kept as .venv-2, and made anew." in capsys.readouterr().out
     assert (tmp_path / ".venv-2" / "a reader's own").exists() and not (tmp_path / ".venv" / "a reader's own").exists()
@@ -312,14 +297,14 @@ def test_what_is_tested_is_the_project_without_what_a_day_s_use_leaves_in_it(mon
     assert capsys.readouterr().out.count("03_forget.ipynb is tested as git has it") == git
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "notebooks").rglob("[0-9]*_*.ipynb")), ids=lambda path: path.stem)
-def test_opening_and_saving_a_notebook_in_jupyterlab_changes_nothing(path):
+def test_opening_and_saving_a_notebook_in_jupyterlab_changes_nothing():
     """It writes the kernel as that is called where it is installed, and the file as nbformat does."""
-    notebook, saved = nbformat.read(path, as_version=4), io.StringIO()
-    kernel = get_kernel_dict()
-    notebook.metadata["kernelspec"] = {"name": "python3", **{key: kernel[key] for key in ("display_name", "language")}}
-    nbformat.write(notebook, saved)
-    assert saved.getvalue() == path.read_text(encoding="utf-8")
+    kernel = {"name": "python3", **{key: get_kernel_dict()[key] for key in ("display_name", "language")}}
+    for path in (REPOSITORY / "notebooks").rglob("[0-9]*_*.ipynb"):
+        notebook, saved = nbformat.read(path, as_version=4), io.StringIO()
+        notebook.metadata["kernelspec"] = kernel
+        nbformat.write(notebook, saved)
+        assert saved.getvalue() == path.read_text(encoding="utf-8"), path
 
 
 @pytest.fixture
@@ -343,7 +328,8 @@ def started(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("source", "status", "complaint"), [
     ("print('as it goes'); import sys; sys.__stderr__.write('a warning')", 0, "a warning"),
-    ("print('as it goes'); raise ValueError('nothing')", 1, "1_cell.ipynb stopped: ValueError: nothing\nThe cell is")])
+    ("print('as it goes'); raise ValueError('nothing')", 1, "1_cell.ipynb stopped: ValueError: nothing\nThe cell is")],
+    ids=["well", "badly"])
 def test_the_exit_status_says_how_it_went_and_nothing_is_said_of_eavesdroppers(started, tmp_path, source, status, complaint):
     process = started(source)
     out, err = process.communicate()
