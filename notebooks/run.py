@@ -184,8 +184,9 @@ def copy_project(folder):
     """
     for path in filter(Path.is_file, ROOT.iterdir()):
         shutil.copy(path, folder)
-    for part in (".ci", ".github", "benchmarks", "checkpoints/released", "figures/released", "notebooks", "tests", "tools"):
-        shutil.copytree(ROOT / part, Path(folder, part), ignore=shutil.ignore_patterns("*.ipynb", ".*", "__pycache__"))
+    for part in (".github", "benchmarks", "checkpoints/released", "figures/released", "notebooks", "tests", "tools"):
+        if (ROOT / part).is_dir():  # which what was uploaded without hidden folders may lack
+            shutil.copytree(ROOT / part, Path(folder, part), ignore=shutil.ignore_patterns("*.ipynb", ".*", "__pycache__"))
     for name in originals():
         path = Path("notebooks", f"{name}.ipynb")
         here = staged = (ROOT / path).read_bytes()

@@ -275,7 +275,7 @@ def test_what_is_tested_is_the_project_without_what_a_day_s_use_leaves_in_it(mon
     here, copy = tmp_path / "here", tmp_path / "copy"
     files = [*(f"notebooks/{name}.ipynb" for name in run.FIVE), "notebooks/studies/1_one.ipynb", "notebooks/amnesia/data.py",
              "checkpoints/released/cvae.pt", "figures/released/a.png", *(f"{part}/a" for part in (
-                 ".ci", ".github", "benchmarks", "tests", "tools")), "README.md"]
+                 ".github", "benchmarks", "tests")), "README.md"]
     for name in files:
         (here / name).parent.mkdir(parents=True, exist_ok=True)
         (here / name).write_text("committed")
