@@ -104,8 +104,9 @@ def test_the_words_reach_the_environment_jupyterlab_the_pages_or_pytest(monkeypa
     monkeypatch.setattr(run, "set_up", lambda requirements: requirements)
     monkeypatch.setattr(run, "copy_project", lambda folder: None)
     monkeypatch.setattr(run, "call", lambda *command, cwd=None: calls.append([*map(str, command)]) or 5)
-    for words in (["test", "-k", "fisher"], ["lab", "--port=8899"], ["site", "--check"], ["03", "forget=[3, 8]"]):
-        assert run.main(words) == 5
+    with mock.patch.dict(os.environ):
+        for words in (["test", "-k", "fisher"], ["lab", "--port=8899"], ["site", "--check"], ["03", "forget=[3, 8]"]):
+            assert run.main(words) == 5
     assert [call[0] for call in calls] == [f"requirements{name}.txt" for name in ("-dev", "", "-site", "")]
     assert calls[0][1:3] == ["-m", "pytest"] and calls[0][-2:] == ["-k", "fisher"]
     assert "jupyterlab" in calls[1] and calls[1][-1] == "--port=8899"
