@@ -23,7 +23,6 @@ from conftest import REPOSITORY
 
 FIVE = sorted((REPOSITORY / "notebooks").glob("0*.ipynb"))
 STUDIES = sorted((REPOSITORY / "notebooks" / "studies").glob("[0-9]*.ipynb"))
-HOST = Path("notebooks", "amnesia", "storage", "host.py")
 
 
 def code_cells(path):
@@ -42,7 +41,7 @@ def emulated(text, content):
 def world(tmp_path):
     """world.colab(): a stand-in for google.colab, whose drive.mount runs this code. world.project(folder): a folder that
     looks like the project. world.open(folder, …): runs the cell twice there, in a fresh Python, and returns the process; its
-    last line is where `amnesia` would be imported from, and how many folders the path has grown by."""
+    last line is where `amnesia` would be imported from."""
     class World:
         content, packages = tmp_path / "content", tmp_path / "packages"
 
@@ -58,16 +57,14 @@ def world(tmp_path):
                 "os.path.isdir(os.path.join(path, 'MyDrive')) or real_ismount(path)\n")
 
         def project(self, folder):
-            for name in ("notebooks/amnesia/__init__.py", HOST):
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                (folder / name).write_text("")
-            (folder / HOST).write_text(emulated((REPOSITORY / HOST).read_text(), self.content))
+            (folder / "notebooks" / "amnesia").mkdir(parents=True)
+            (folder / "notebooks" / "amnesia" / "__init__.py").write_text("")
             return folder
 
         def open(self, folder, use_drive=True, repo_url="", after=""):
             cell = emulated(SETUP, self.content)
-            code = (f"import importlib.util, sys\nold = len(sys.path)\nuse_drive, REPO_URL = {use_drive}, {repo_url!r}\n"
-                    f"{cell}\n{cell}\n{after}\nprint(importlib.util.find_spec('amnesia').origin, len(sys.path) - old)")
+            code = (f"import importlib.util\nuse_drive, REPO_URL = {use_drive}, {repo_url!r}\n"
+                    f"{cell}\n{cell}\n{after}\nprint(importlib.util.find_spec('amnesia').origin)")
             return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False,
                                   env={**os.environ, "PYTHONPATH": str(self.packages), "GIT_TERMINAL_PROMPT": "0"})
 
@@ -77,7 +74,7 @@ def world(tmp_path):
 def found(result, root):
     """Did the cell make the helper of this root importable, and its folders each once?"""
     last = result.stdout.splitlines()[-1:]
-    return last and re.fullmatch(re.escape(f"{root}/notebooks/amnesia/__init__.py") + " [12]", last[0])
+    return last and last[0] == f"{root}/notebooks/amnesia/__init__.py"
 
 
 def serve(folder):
@@ -89,11 +86,11 @@ def serve(folder):
 
 def test_the_setup_cell_is_the_same_everywhere_short_and_folded_and_a_lesson_begins_soon():
     cells = [code_cells(path)[1] for path in [*FIVE, *STUDIES]]
-    assert {cell.source for cell in cells} == {SETUP} and SETUP.startswith("#@title") and len(SETUP.splitlines()) <= 12
+    assert {cell.source for cell in cells} == {SETUP} and SETUP.startswith("#@title") and len(SETUP.splitlines()) <= 8
     assert all(cell.metadata["cellView"] == "form" and cell.metadata["jupyter"]["source_hidden"] for cell in cells)
-    assert max(map(len, SETUP.splitlines())) <= 125 and not any(cell.outputs for cell in cells)
+    assert not any(cell.outputs for cell in cells)
     for path in FIVE:
-        assert sum(len(cell.source.splitlines()) for cell in code_cells(path)[:3]) <= 45, path
+        assert sum(len(cell.source.splitlines()) for cell in code_cells(path)[:3]) <= 32, path
 
 
 @pytest.mark.parametrize("place", [".", "notebooks", "notebooks/studies"])
@@ -102,8 +99,7 @@ def test_a_clone_is_found_from_its_root_and_its_folders(world, place):
     assert found(result, REPOSITORY), result.stderr
 
 
-@pytest.mark.parametrize("place", ["MyDrive/selective-amnesia", "MyDrive/my copy [2]", "MyDrive/Colab Notebooks/amnesia",
-                                   "Shareddrives/our lab/selective-amnesia"])
+@pytest.mark.parametrize("place", ["MyDrive/selective-amnesia", "MyDrive/my copy", "Shareddrives/our lab/selective-amnesia"])
 def test_colab_finds_the_project_on_drive(world, place):
     """In its own folder, and that before a copy; under another name, or on a shared drive."""
     world.colab()
@@ -114,57 +110,19 @@ def test_colab_finds_the_project_on_drive(world, place):
     assert "Mounted" in result.stdout and found(result, root), result.stderr
 
 
-@pytest.mark.parametrize("use_drive", [True, False])
-def test_colab_without_drive_uses_the_disk_of_the_machine(world, use_drive):
-    """Not wanted, or refused for whatever reason. An empty mount point would be taken for a Drive that was lost."""
+def test_colab_with_a_refused_drive_uses_the_disk_of_the_machine(world):
     world.colab("raise ValueError('mount failed')")
+    result = world.open(world.content, after="", use_drive=True)
+    assert "put its folder on My Drive, or its address in REPO_URL" in result.stderr         # nor is the project there
     root = world.project(world.content / "selective-amnesia")
-    (world.content / "drive").mkdir()
-    result = world.open(world.content, use_drive)
-    assert found(result, root) and (world.content / "drive").exists() != use_drive, result.stderr
-    assert ("do not survive a disconnect" in result.stdout) == use_drive
+    assert found(world.open(world.content), root)
 
 
-@pytest.mark.parametrize("where", ["Colab", "elsewhere"])
-def test_an_address_is_fetched_once_although_a_clone_was_cut_off_before(world, tmp_path, where):
-    """To Colab's own disk, or beside the notebook."""
-    here = world.content
-    world.colab()
-    if where == "elsewhere":
-        world.content = tmp_path / "nowhere"
+def test_an_address_is_fetched_once_beside_the_notebook(world, tmp_path):
+    world.content.mkdir()
     address = serve(world.project(tmp_path / "source"))
-    world.project(here / "selective-amnesia.part")
-    result = world.open(here, repo_url=address)
-    assert found(result, here / "selective-amnesia"), result.stderr
-    assert result.stderr.count("Cloning into") == 1 and not (here / "selective-amnesia.part").exists()
-
-
-@pytest.mark.parametrize("address", ["", "file:///nowhere"])
-def test_nowhere_to_be_found_is_a_sentence_that_says_what_to_do(world, address):
-    """As after "Open in Colab": an empty Drive, no address or a wrong one."""
-    world.colab()
-    sentence = world.open(world.content, repo_url=address).stderr.splitlines()[-1]
-    assert re.match(r"FileNotFoundError: .*My Drive.* run this cell again", sentence), sentence
-
-
-def test_colab_installs_only_what_is_missing(world):
-    world.colab()
-    world.project(world.content / "selective-amnesia")
-    for missing in (None, "imageio"):
-        (world.packages / "sitecustomize.py").write_text(
-            "import importlib.util as u, subprocess as s\nreal = u.find_spec\n"
-            "s.run = lambda command, **kwargs: print('RAN', *command[1:])\n"
-            f"u.find_spec = lambda name, *rest: None if name == {missing!r} else real('amnesia') or object()\n")
-        ran = [line for line in world.open(world.content).stdout.splitlines() if line.startswith("RAN")]
-        assert set(ran) == ({f"RAN -m pip install {missing}"} if missing else set())
-
-
-def test_what_colab_lacks_is_looked_for_by_the_names_of_the_requirements():
-    """All that the notebooks and studies import, and no torch, which is Colab's own affair."""
-    listed = (REPOSITORY / "requirements.txt").read_text().split("# What it takes to run them")[0]
-    names = {line.split(">")[0] for line in listed.splitlines() if not line.startswith("#")}
-    names -= {"torch", "torchvision", "numpy", "scikit-learn"}  # the last is Colab's too, and imported by another name
-    assert names <= set(re.findall(r'"(\w+)"', (REPOSITORY / HOST).read_text().partition("NEEDED =")[2]))
+    result = world.open(world.content, repo_url=address)
+    assert found(result, world.content / "selective-amnesia"), result.stderr
 
 
 @pytest.mark.slow
@@ -193,13 +151,10 @@ def session(world, tmp_path, monkeypatch):
     cloud.mkdir()
     shutil.copytree(REPOSITORY / "notebooks", source / "notebooks", ignore=shutil.ignore_patterns("__pycache__"))
     for path in (source / "notebooks").rglob("*.*"):
-        often = re.sub(r"(?m)^SAVE_SECONDS.*", lambda line: re.sub(r"\b\d+\b", "1", line[0]), path.read_text())
+        often = re.sub(r"60 if self.folder.is_relative_to\(DRIVE\) else 8", "1", path.read_text())
         path.write_text(emulated(often, content))
     world.colab("Path(path).mkdir(exist_ok=True); here = Path(path) / 'MyDrive'; "
                 f"here.exists() or here.symlink_to({str(cloud)!r})")
-    (world.packages / "sitecustomize.py").open("a").write(  # an installation would end the notebook
-        "import subprocess as s\nreal = s.run\ndef run(command, **options):\n"
-        "    assert 'pip' not in command, 'nothing is missing'\n    return real(command, **options)\ns.run = run\n")
     monkeypatch.setenv("PYTHONPATH", str(world.packages))
 
     def command(notebook, **parameters):
@@ -233,7 +188,7 @@ def test_emulated_colab_disconnects_within_a_stage_and_goes_on_from_drive(sessio
     drive = tmp_path / "cloud" / "selective-amnesia"
     command = session("01_train_cvae.ipynb", steps=1000, batch_size=64)
     victim = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (drive / "checkpoints" / "cvae.unfinished.pt").exists():
+    while not list((drive / "checkpoints").glob("cvae.*.unfinished.pt")):
         assert victim.poll() is None, "the notebook ended before any progress was saved"
         time.sleep(0.1)
     for process in [*victim.children(recursive=True), victim]:
@@ -241,7 +196,7 @@ def test_emulated_colab_disconnects_within_a_stage_and_goes_on_from_drive(sessio
     victim.wait()
     assert not (drive / "checkpoints" / "cvae.pt").exists()
     printed = run_session(session("01_train_cvae.ipynb", steps=1000, batch_size=64))
-    assert "Going on from step" in printed and [path.name for path in (drive / "checkpoints").iterdir()] == ["cvae.pt"]
+    assert "Going on from step" in printed and not list((drive / "checkpoints").glob("*.unfinished.pt"))
 
 
 @pytest.mark.slow
@@ -257,7 +212,7 @@ def test_emulated_colab_disconnects_between_stages_and_finds_its_files_on_drive(
         assert "released" not in printed, printed
     assert {path.name for path in drive.iterdir()} <= {"checkpoints", "figures", "data"}    # state; the project is fetched
     lineage = torch.load(drive / "checkpoints" / "samples-0.pt", weights_only=True)["lineage"]
-    assert lineage.keys() == {"cvae.pt", "amnesiac-0.pt"}
+    assert lineage.keys() >= {"cvae.pt", "amnesiac-0.pt"}
     assert {path.name for path in (drive / "figures").iterdir()} == {
         "cvae_training.gif", "forgetting-0.gif", "strip-0.png", "comparison-0.png"}
 
