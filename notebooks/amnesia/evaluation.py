@@ -18,20 +18,22 @@ from .training import fit
 Z95 = 1.959964
 
 
-def load_judge(store, device, seed=0, train=None):
+def load_judge(store, device, seed=0, train=None, data=None):
     """The judge of the workspace's data set, as Saved: its own or the released one, else trained on real images now.
 
     seed: another seed is another judge, for those who must not ask the one that they were guided by; train: Pictures to
-    train it on, loaded by the data set's name unless given. Raises WorkspaceError for a judge of another data set.
+    train it on, loaded by the data set's name unless given; data: {name: digest} of those that the model was trained on.
+    Raises WorkspaceError for a judge of another data set, or of other pictures under the same name.
     """
     name = f"classifier-{seed}.pt" if seed else "classifier.pt"
     if not store.find(name):
         print(f"There is no {name} yet: training this judge, once.")
-        train_judge(store, train or load_pictures(store.dataset, store.data, device)[0], seed)
+        train_judge(store, train or load_pictures(store.source, store.data, device)[0], seed)
     saved = store.load(name)
-    if not all(source.startswith(store.dataset) for source in saved.lineage):
-        raise WorkspaceError(f"{saved.path} was trained on {', '.join(saved.lineage)}, and not on {store.dataset}: move it "
-                             "away. A judge that is missing is trained.")
+    other = bool(data) and store.dataset != "MNIST" and saved.lineage != data    # MNIST's small set is a part of MNIST
+    if other or not all(source.startswith(store.dataset) for source in saved.lineage):
+        raise WorkspaceError(f"{saved.path} was trained on {', '.join(saved.lineage)}, and not on the {store.dataset} of this "
+                             "model: move it away. A judge that is missing is trained.")
     return saved
 
 

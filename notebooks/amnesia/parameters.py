@@ -109,7 +109,7 @@ def begin(number, notebook):
     given = {name: notebook[name] for name in (*names, "overwrite", "use_drive", "workspace", "device")}
     check_parameters(**given)
     settings = {name: given[name] for name in names} | {"dataset": name_of(given["dataset"])}
-    store, dev = Workspace(given["workspace"], given["use_drive"], settings["dataset"]), pick_device(given["device"])
+    store, dev = Workspace(given["workspace"], given["use_drive"], given["dataset"]), pick_device(given["device"])
     files, data, more = {}, [], {}
     if number in ("01", "05"):
         data = load_pictures(given["dataset"], store.data, dev)
@@ -146,7 +146,7 @@ def begin(number, notebook):
     if number == "05":
         files["samples"] = store.load(f"samples-{tag}.pt", made_from=[original, files["amnesiac"]])
         check_pictures(pictures["data"], data[0], original.path)
-        files["judge"] = load_judge(store, dev, train=data[0])
+        files["judge"] = load_judge(store, dev, train=data[0], data=pictures["data"])
     if number != "01":
         inputs = [*files.values(), *data]
     stage = Begun(store, name, settings, inputs, given["overwrite"])
