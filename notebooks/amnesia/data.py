@@ -123,8 +123,7 @@ def jitter(x, shape=(1, 28, 28), pixels=2.0, generator=None):
     theta = torch.stack([torch.cat([cos, -sin, right], 1), torch.cat([sin, cos, down], 1)], 1)  # (B, 2, 3)
     size = len(x), *shape
     grid = F.affine_grid(theta, size, align_corners=False)
-    edge = "zeros" if shape[0] == 1 else "border"           # the ground of a drawing in colours is seldom black
-    return F.grid_sample(x.view(size), grid, align_corners=False, padding_mode=edge).flatten(1)
+    return F.grid_sample(x.view(size), grid, align_corners=False, padding_mode="border").flatten(1)  # not every ground is black
 
 
 def grow(pictures, seed, size=60_000):
