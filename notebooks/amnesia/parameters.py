@@ -43,18 +43,17 @@ def check_parameters(**parameters):
 def labels_of(asked, classes, name="forget"):
     """Labels or names of classes, one or several, as a sorted list of labels. Raises ValueError, naming the parameter."""
     asked = asked.tolist() if hasattr(asked, "tolist") else asked
-    names = [each.casefold() for each in classes]
-    found = []
+    names, found = [*classes, *(each.casefold() for each in classes)], []       # "a" is not "A" where both are there
     for each in asked if isinstance(asked, (list, tuple, set)) else [asked]:
         each = each.tolist() if hasattr(each, "tolist") else each
-        if isinstance(each, str) and each.casefold() in names:
-            found.append(names.index(each.casefold()))
+        if isinstance(each, str) and (each in names or each.casefold() in names):
+            found.append(names.index(each if each in names else each.casefold()) % len(classes))
         elif isinstance(each, Integral) and not isinstance(each, bool) and 0 <= each < len(classes):
             found.append(int(each))
         else:
             hint = " This is text: give papermill a list with -y, not -p." if isinstance(asked, str) and "[" in asked else ""
             raise ValueError(f"{name}={asked!r}: expected labels from 0 to {len(classes) - 1}, or names among "
-                             f"{', '.join(classes)}, as in {name}=[{0}] or {name}=[{classes[0]!r}].{hint}")
+                             f"{', '.join(classes)}, as in {name}=[0] or {name}=[{classes[0]!r}].{hint}")
     return sorted(set(found))
 
 
@@ -68,7 +67,7 @@ def forget_from(saved, forget, classes):
     forgotten = labels_of(forget, classes)
     kept = [label for label in range(len(classes)) if label not in {*forgotten, *before}]
     if not forgotten or not kept or set(before) & set(forgotten):
-        already = f" This model has forgotten {before} already." if before else ""
+        already = f" This model has forgotten {', '.join(classes[label] for label in before)} already." if before else ""
         raise ValueError(f"forget={forget!r}: expected some of {len(classes)} classes, and not all.{already}")
     return forgotten, kept, before
 
