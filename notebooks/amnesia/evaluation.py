@@ -170,24 +170,29 @@ def model_metrics(judge, samples, cvae, test, forgotten, kept, before=(), real=N
         forgotten_elbo=mean_interval(bound(cvae, test.only(forgotten))))}
 
 
-def reference_metrics(judge, train, test, forgotten, kept, n=1000, real=None):
+def reference_metrics(judge, train, test, forgotten, kept, n=1000, real=None, surrogate=None):
     """The block `reference`: the judge on real test images, on flat 0.5 grey, on uniform noise; and the Frechet floor.
 
-    The floor is that of `n` real training images of each kept label from the real test images. real: as of model_metrics().
+    The floor is that of `n` real training images of each kept label from the real test images. real: as of model_metrics();
+    surrogate: uint8 images (M, ...) of what the forgotten labels were to mean, if that is another label: a block more.
     """
-    asked = torch.tensor(forgotten).repeat_interleave(n)
+    def asked_for(images):
+        asked = torch.tensor(forgotten).repeat_interleave(len(images))
+        verdict = ask(judge, images)[0].repeat(len(forgotten), 1)
+        return with_intervals(**forgetting_metrics(verdict, asked, images.flatten(1).repeat(len(forgotten), 1)))
+
     noise = torch.randint(256, (n, test.images.shape[1]), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     floor = torch.cat([train.only([label]).images[:n] for label in kept])
     verdict, features = real or ask(judge, test.images)
     labels = test.labels.cpu()
     of_kept, gone = test.mask(kept).cpu(), test.mask(forgotten).cpu()
     hits = (verdict.argmax(1) == labels)[of_kept].sum().item()
-    of_noise = ask(judge, noise)[0].repeat(len(forgotten), 1)
     return {
         "real": with_intervals(**forgetting_metrics(verdict[gone], labels[gone], test.images.cpu()[gone]),
                                kept_accuracy=wilson_interval(hits, of_kept.sum().item())),
         "grey": grey_reference(judge, forgotten),
-        "noise": with_intervals(**forgetting_metrics(of_noise, asked, noise.repeat(len(forgotten), 1))),
+        "noise": asked_for(noise),
+        **({} if surrogate is None else {"surrogate": asked_for(surrogate)}),
         **with_intervals(kept_frechet_floor=frechet(ask(judge, floor)[1], features[of_kept]))}
 
 
