@@ -172,7 +172,7 @@ class Saved:
             if not there(path) or sha256(path.read_bytes()) != self.lineage[path.name]:
                 raise refused(path, f"defines the model of {self.path}, and is not there any more, or another.")
             namespace = {"__name__": "model"}
-            exec(compile(path.read_text(), str(path), "exec"), namespace)
+            exec(compile(path.read_bytes(), str(path), "exec"), namespace)
             cls = namespace.get(cls.__name__, cls)
         try:
             built = cls(**self.config)

@@ -19,6 +19,7 @@ PARAMETERS = {"01": "dataset seed steps batch_size learning_rate schedule weight
               "02": "dataset seed model n_samples",
               "03": "dataset seed model forget steps batch_size learning_rate schedule lam gamma remember surrogate",
               "04": "dataset seed model forget n_per_class", "05": "dataset seed model forget"}
+CONTRACT = "encode", "decode", "generate", "latent_dim", "config"   # what a model must have
 DIGITS = {"shape": [1, 28, 28], "classes": list("0123456789")}      # of files from before these were recorded
 
 
@@ -83,6 +84,10 @@ class Begun(Stage):
     def load(self, *functions, model=None):
         if late := [name for name, value in self.given.items() if repr(self.notebook.get(name)) != value]:
             print(f"Changed since the cell “This stage”, and without effect until it is run again: {', '.join(late)}.")
+        missing = [name for name in CONTRACT if not hasattr(model, name)] if model is not None else []
+        if missing or (model is not None and type(model).__name__ != "CVAE"):
+            raise WorkspaceError(f"The class of your model is to be called CVAE and to have {', '.join(CONTRACT)}. This one is a "
+                                 f"{type(model).__name__}{' and lacks ' * bool(missing)}{', '.join(missing)}.")
         return super().load(*functions, model=model)
 
     def save(self, **content):
