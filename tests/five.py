@@ -26,7 +26,7 @@ def run(number, until="", model_cell=None, **parameters):
     names = {"__name__": "__main__"}
     for place, source in enumerate(cells_of(number)):
         if source.startswith("#@title"):                    # the set-up, which looks for what is found here
-            source = source.splitlines()[-1]
+            source = "from amnesia import begin"
         if model_cell and "class CVAE" in source:
             source = model_cell
         filename = f"<{number}, cell {place}, {hash(source)}>"                  # so that source_of finds its lines
