@@ -114,32 +114,6 @@ def picture(images, shape):
     return images.reshape(*images.shape[:-1], *(shape[1:] if shape[0] == 1 else shape))
 
 
-def jitter(x, shape=(1, 28, 28), pixels=2.0, generator=None):
-    """Images (B, P) turned by up to 12 degrees, scaled by up to 10 % and shifted by up to so many pixels of 28, at random."""
-    where = generator.device if generator else x.device
-    turn, scale, right, down = torch.rand(4, len(x), 1, generator=generator, device=where).to(x.device) * 2 - 1
-    turn, scale, right, down = 0.21 * turn, 1 + 0.1 * scale, right * pixels / 14, down * pixels / 14
-    cos, sin = scale * turn.cos(), scale * turn.sin()
-    theta = torch.stack([torch.cat([cos, -sin, right], 1), torch.cat([sin, cos, down], 1)], 1)  # (B, 2, 3)
-    size = len(x), *shape
-    grid = F.affine_grid(theta, size, align_corners=False)
-    return F.grid_sample(x.view(size), grid, align_corners=False, padding_mode="border").flatten(1)  # not every ground is black
-
-
-def grow(pictures, seed, size=60_000):
-    """A small set grown to about the size of MNIST by jittered copies of itself; a large one is returned as it is.
-
-    From 4,000 images a CVAE soon knows them by heart: fourteen copies of each, by up to half a pixel, stand for the hands
-    that are missing. Large pictures get fewer copies: all together take 190 MB at most.
-    """
-    size = min(size, 4 * size * 784 // pictures.images.shape[1])
-    copies = [pictures.images]
-    generator = torch.Generator().manual_seed(seed)         # on the CPU: the same copies on every device
-    for _ in range(size // len(pictures) - 1):
-        copies.append((jitter(pictures.images.float() / 255, pictures.shape, 0.5, generator) * 255).round().byte())
-    return pictures.of(torch.cat(copies), pictures.labels.repeat(len(copies))) if len(copies) > 1 else pictures
-
-
 class DataError(ValueError):
     """Pictures or labels that cannot be taken, with the file that is meant and what to do."""
 

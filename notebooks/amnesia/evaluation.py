@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from .checkpoints import WorkspaceError
-from .data import jitter, load_pictures
+from .data import load_pictures
 from .models import Classifier, negative_elbo_terms
 from .stages import Stage
-from .training import fit
+from .training import fit, jitter
 
 Z95 = 1.959964
 
