@@ -1,16 +1,28 @@
 """The machinery behind the five notebooks, a room a file; what they use is imported here."""
-
-from .checkpoints import Saved, Stage, Workspace, WorkspaceError
-from .data import Pictures, grow, jitter, one_hot, picture
+from .checkpoints import Saved, Workspace, WorkspaceError
+from .data import DataError, Pictures, grow, jitter, load_pictures, one_hot, picture
 from .device import hardware, pick_device, progress
-from .evaluation import (ask, elbo, entropy, forgetting_metrics, frechet, grey_reference, kept_change, load_judge,
-                         mean_interval, model_metrics, reference_metrics, train_judge, wilson_interval)
+from .evaluation import (
+                         ask,
+                         elbo,
+                         entropy,
+                         forgetting_metrics,
+                         frechet,
+                         grey_reference,
+                         kept_change,
+                         load_judge,
+                         mean_interval,
+                         model_metrics,
+                         reference_metrics,
+                         train_judge,
+                         wilson_interval,
+)
 from .figures import few_greys, filmstrip, gif, middles, name_classes, png, show, show_tile, subplots
 from .fisher import diagonal_fisher, ewc_penalty, squared_gradients
 from .models import CVAE, Classifier, bernoulli_nll, negative_elbo_terms
 from .panel import check, panel, play
-from .sources import DataError, load_pictures
-from .stages import begin, check_parameters
+from .parameters import begin, check_parameters
+from .stages import Stage
 from .training import Diverged, fit
 
 __version__ = "2.0"

@@ -5,10 +5,12 @@ A checkpoint is a plain dict that torch.load(path, weights_only=True) opens: kin
 from), code (SHA-256 of a notebook's own functions that made it), metrics, versions. An evaluation is the same as JSON.
 """
 
+import hashlib
 import io
 import json
 import os
 import platform
+import re
 import secrets
 import sys
 import time
@@ -18,14 +20,15 @@ from pathlib import Path
 
 import torch
 
-from .device import hardware, rng_state, set_rng_state
-from .source import SOURCE, class_in, code_of, sha256, source_of
+from .device import hardware
 
 FORMAT = 1
 ROOT = Path(__file__).resolve().parents[2]                  # of a clone: the folder that holds notebooks/
 CLONE = (ROOT / "checkpoints" / "released").is_dir()        # else pip has installed the package, and the files elsewhere
 RELEASED = ROOT / "checkpoints" / "released" if CLONE else Path(sys.prefix, "share", "selective-amnesia", "released")
 HOME = ROOT if CLONE else Path.cwd()
+SOURCE = re.compile(r"model-\w+\.py").fullmatch             # what the source of a reader's model is called
+OF_WEIGHTS = "cvae", "fim", "amnesiac", "classifier", "denoiser"
 DRIVE = Path("/content/drive")                              # where Colab mounts Google Drive
 MADE_BY = {"cvae": "01_train_cvae", "model": "01_train_cvae", "fim": "02_compute_fim", "amnesiac": "03_forget",
            "samples": "04_sample", "evaluation": "05_evaluate", "denoiser": "studies/4_elsewhere"}
@@ -35,6 +38,11 @@ class WorkspaceError(RuntimeError):
     """A file that is missing, damaged, not readable or writable, or made from other files than those it goes with."""
 
 
+def sha256(content):
+    """SHA-256 of bytes, or of a text."""
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+
+
 def kind_of(name):
     """What a file holds, by its name: 'fim-cvae.pt' holds a 'fim'."""
     return name.split(".")[0].split("-")[0]
@@ -42,10 +50,9 @@ def kind_of(name):
 
 def refused(path, why):
     """The WorkspaceError for a file that cannot be taken: why, and how to get a good one."""
-    kind, model = kind_of(path.name), path.stem.removeprefix("fim-")
-    chosen = f' with model="{model}"' if kind == "fim" and model != "cvae" else ""
-    remedy = f"Run {MADE_BY[kind]}.ipynb{chosen} to make it." if kind in MADE_BY else "No notebook makes a file of this name."
-    return WorkspaceError(f"{path} {why} {'A missing judge is trained anew.' if kind == 'classifier' else remedy}")
+    kind = kind_of(path.name)
+    remedy = f"Run {MADE_BY[kind]}.ipynb to make it." if kind in MADE_BY else "No notebook makes it; a missing judge is trained."
+    return WorkspaceError(f"{path} {why} {remedy}")
 
 
 def retry(action):
@@ -76,25 +83,23 @@ def write(path, content):
         retry(lambda: temporary.write_bytes(content))
         retry(lambda: os.replace(temporary, path))
     except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
         raise WorkspaceError(f"{path} could not be written ({error}). What was there before is untouched. See that its drive is "
                              "there and has room, then run this cell again: a run goes on from its last progress.") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def alone(path):
     """Within it no other run that asks keeps or replaces the file at `path`. A lock of a minute ago is of a run that died."""
-    lock = path.with_name(f".{path.name}.lock")
+    lock, begun = path.with_name(f".{path.name}.lock"), time.time()
     while True:
         with suppress(FileExistsError):
             os.close(os.open(lock, os.O_CREAT | os.O_EXCL))
             break
-        with suppress(FileNotFoundError):
-            if time.time() - lock.stat().st_mtime > 60:
-                lock.unlink()
         time.sleep(0.05)
+        if time.time() - begun > 60:
+            lock.unlink(missing_ok=True)
     try:
         yield
     finally:
@@ -118,14 +123,14 @@ def unpack(name, packed):
         content = json.loads(packed)
         intact = content.pop("sha256") == sha256(json.dumps(content))
     else:
-        with zipfile.ZipFile(io.BytesIO(packed)) as archive:        # whose checksums torch.load does not look at
-            intact = archive.testzip() is None
-        content = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True) if intact else {}
+        with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+            intact = archive.testzip() is None              # torch.load does not look at the archive's checksums
+        content = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True) if intact else None
     if not intact:
         raise ValueError("wrong checksum")
     if (content["name"], content["format"]) != (name, FORMAT) or not {"settings", "lineage"} <= content.keys():
         raise ValueError(f"saved as {content['name']} of format {content['format']}; here format {FORMAT} is read")
-    if not name.startswith("samples") and not all(value.isfinite().all() for value in content.get("state", {}).values()):
+    if kind_of(name) in OF_WEIGHTS and not all(value.isfinite().all() for value in content["state"].values()):
         raise ValueError("its state holds numbers that are not finite")
     return content
 
@@ -142,13 +147,10 @@ class Saved:
         there(path)
         try:
             packed = packed or retry(path.read_bytes)       # once: another run may replace the file at any moment
-        except OSError as error:
+            self.digest, self.content = sha256(packed), unpack(self.name, packed)
+        except (OSError, MemoryError) as error:
             raise WorkspaceError(f"{path} could not be read ({error}). Nothing says that it is damaged: see that its drive is "
                                  "there and that you may read it, then run this cell again.") from error
-        try:
-            self.digest, self.content = sha256(packed), unpack(self.name, packed)
-        except MemoryError:
-            raise
         except Exception as error:                          # bytes that were tampered with can raise anything
             why = error if type(error) is ValueError else type(error).__name__
             raise refused(path, f"is damaged, or no file of this project ({why}). Move it away.") from error
@@ -166,11 +168,12 @@ class Saved:
         A model that was defined in notebook 01 is of the class of that name in the source beside the file: the reader's own
         code, which is run. Raises WorkspaceError for what cannot be rebuilt, or another source than the one it was made from.
         """
-        for name in filter(SOURCE, self.lineage):
-            path = self.path.with_name(name)
-            if not there(path) or sha256(path.read_bytes()) != self.lineage[name]:
+        for path in map(self.path.with_name, filter(SOURCE, self.lineage)):
+            if not there(path) or sha256(path.read_bytes()) != self.lineage[path.name]:
                 raise refused(path, f"defines the model of {self.path}, and is not there any more, or another.")
-            cls = class_in(path.read_text(), cls)
+            namespace = {"__name__": "model"}
+            exec(compile(path.read_text(), str(path), "exec"), namespace)
+            cls = namespace.get(cls.__name__, cls)
         try:
             built = cls(**self.config)
             built.load_state_dict(self.state)
@@ -191,15 +194,14 @@ class Workspace:
     def __init__(self, folder="auto", use_drive=True, dataset="MNIST"):
         if not isinstance(folder, str | os.PathLike) or not str(folder):
             raise ValueError(f'workspace={folder!r}: expected a folder\'s path, or "auto".')
-        if folder == "auto":
-            usual = "/kaggle/working" if HOME.is_relative_to("/kaggle/input") else HOME
-            if use_drive and DRIVE.exists() and not HOME.is_relative_to(DRIVE):
-                usual = DRIVE / "MyDrive" / "selective-amnesia"
-            folder = os.environ.get("AMNESIA_WORKSPACE") or usual
-        self.folder, self.dataset = HOME / Path(folder).expanduser(), dataset
+        usual = "/kaggle/working" if HOME.is_relative_to("/kaggle/input") else HOME
+        if use_drive and DRIVE.exists() and not HOME.is_relative_to(DRIVE):
+            usual = DRIVE / "MyDrive" / "selective-amnesia"
+        folder = (os.environ.get("AMNESIA_WORKSPACE") or usual) if folder == "auto" else folder
         part = "" if dataset == "MNIST" else dataset
-        self.data, self.checkpoints = self.folder / "data", self.folder / "checkpoints" / part
-        self.figures, self.released = self.folder / "figures" / part, RELEASED / part
+        self.folder, self.dataset, self.released = HOME / Path(folder).expanduser(), dataset, RELEASED / part
+        self.data, self.checkpoints, self.figures = (self.folder / "data", self.folder / "checkpoints" / part,
+                                                     self.folder / "figures" / part)
         # Seconds between two saves of progress. Drive keeps every version that was replaced in its bin for a month.
         self.save_seconds = 60 if self.folder.is_relative_to(DRIVE) else 8
         for made in (self.checkpoints, self.figures):
@@ -233,127 +235,3 @@ class Workspace:
         """Writes the bytes of a picture to the folder of figures and returns its path."""
         write(self.figures / name, content)
         return self.figures / name
-
-
-class Stage:
-    """One stage's output file: is it there already, how far did an unfinished run get, and the saving of it.
-
-    name: the file that the stage makes; settings: the parameters that shape it, as plain values; inputs: what it is made
-    from (Saved, or anything with a name and a digest). What is recorded is what the stage was begun with.
-    """
-
-    def __init__(self, workspace, name, settings, inputs=(), overwrite=False):
-        self.path, self.overwrite, self.save_seconds = workspace.checkpoints / name, overwrite, workspace.save_seconds
-        self.saved, self.saved_at = None, time.monotonic()
-        self.record = {"settings": settings, "lineage": {source.name: source.digest for source in inputs}, "code": {}}
-        for source in inputs:                               # a reader's own model goes on to what is made from it
-            kept = getattr(source, "lineage", {})
-            self.record["lineage"] |= {name: kept[name] for name in filter(SOURCE, kept)}
-
-    @property
-    def unfinished(self):
-        """Where progress is saved: each set of settings has a file of its own, so runs side by side do not meet."""
-        return self.path.with_name(f"{self.path.stem}.{sha256(json.dumps(self.record))[:8]}.unfinished.pt")
-
-    def changes(self, saved):
-        """What tells a file from what this stage would make, in words: ["lam=4 (was 0.4)", "another cvae.pt", ...]."""
-        was = {key: saved.content.get(key, {}) for key in self.record}
-        words = {"settings": "{}={!r} (was {!r})", "lineage": "another {}", "code": "{}() was edited"}
-        return [words[key].format(name, now.get(name), was[key].get(name)) for key, now in self.record.items()
-                for name in sorted(now.keys() | was[key].keys()) if now.get(name) != was[key].get(name)]
-
-    def load(self, *functions, model=None):
-        """The finished file, as Saved, if it was made with these settings, inputs and this code; else None.
-
-        functions: those of the notebook that shape the result; model: that of notebook 01, untrained, whose class is part of
-        it. A model that could not be read again raises WorkspaceError here, before it is trained.
-        """
-        self.record["code"] = code_of(*functions)
-        if model is not None:
-            self.rehearse(model)
-        if self.saved and not self.changes(self.saved):     # made by this very kernel, whatever lies there by now
-            return self.saved
-        if self.overwrite or not there(self.path):
-            return None
-        saved = Saved(self.path)
-        if found := self.changes(saved):
-            print(f"{self.path} is another run's, and will be kept beside the new one: {', '.join(found)}")
-            return None
-        print(f"Loaded, not made again: {self.path}, of these settings and this code (overwrite=True makes it again)")
-        return saved
-
-    def rehearse(self, model):
-        """Saves an untrained model's source, packs the model, reads it again and rebuilds it. Raises WorkspaceError."""
-        kept = {name: digest for name, digest in self.record["lineage"].items() if not SOURCE(name)}
-        source = source_of(model)
-        name = f"model-{sha256(source)[:8]}.py"
-        self.record["lineage"] = kept | ({name: sha256(source)} if source else {})
-        try:
-            if source:
-                write(self.path.with_name(name), source.encode())
-            content = {**self.record, "state": model.state_dict(), "config": model.config}
-            Saved(self.path, pack(self.path.name, content)).build(type(model), "cpu")
-        except Exception as error:
-            raise WorkspaceError(f"This {type(model).__name__} could not be read again once it is saved, so it is not trained. "
-                                 "Its class must be defined in one cell that holds all it needs, imports too, and have `config`,"
-                                 f" from which {type(model).__name__}(**config) rebuilds it. ({error})") from error
-
-    def save(self, **content):
-        """Saves the finished stage and returns it as Saved: state, config and metrics for a .pt, plain values for a .json.
-
-        A finished file of other settings, inputs or code is kept, under a name that has the first digits of its digest.
-        """
-        packed = pack(self.path.name, {**self.record, **content})
-        saved = Saved(self.path, packed)                    # checked before it is written
-        with alone(self.path):
-            if there(self.path) and sha256(old := self.path.read_bytes()) != saved.digest:
-                with suppress(WorkspaceError):
-                    if self.changes(Saved(self.path, old)):
-                        kept = self.path.with_name(f"{self.path.stem}.{sha256(old)[:8]}{self.path.suffix}")
-                        write(kept, old)
-                        print(f"{self.path.name} was another run's: kept as {kept}")
-            write(self.path, packed)
-        with suppress(OSError):                             # what is left of it does no harm
-            self.unfinished.unlink(missing_ok=True)
-        self.saved = saved
-        return saved
-
-    @property
-    def due(self):
-        """Is it time to save progress again?"""
-        return time.monotonic() - self.saved_at > self.save_seconds
-
-    def save_progress(self, parts, done, device):
-        """Saves an unfinished run after so many steps, for resume. A save that fails is a warning: the next one may succeed.
-
-        parts: what the run consists of, each by its name: a dict, or anything with state_dict and load_state_dict.
-        """
-        states = {name: part if isinstance(part, dict) else part.state_dict() for name, part in parts.items()}
-        content = {**self.record, **states, "done": done, "rng": rng_state(device)}
-        try:
-            write(self.unfinished, pack(self.unfinished.name, content))
-        except WorkspaceError as error:
-            print(f"Progress was not saved, and training goes on: {error}")
-        self.saved_at = time.monotonic()
-
-    def resume(self, parts, device):
-        """Puts these parts, and the random state of `device`, back to where save_progress last saved this very run.
-
-        Returns how many steps are done: 0 for a fresh start.
-        """
-        try:
-            saved = Saved(self.unfinished) if there(self.unfinished) else None
-        except WorkspaceError as error:
-            print(f"Starting anew: {error}")
-            return 0
-        if saved is None or self.changes(saved):
-            return 0
-        for name, part in parts.items():
-            state = saved.content[name]
-            if isinstance(part, dict):
-                part.update({key: x.to(device) if isinstance(x, torch.Tensor) else x for key, x in state.items()})
-            else:
-                part.load_state_dict(state)
-        set_rng_state(saved.rng, device)
-        print(f"Going on from step {saved.done:,}, saved in {self.unfinished}")
-        return saved.done

@@ -9,10 +9,10 @@ import math
 import torch
 import torch.nn.functional as F
 
-from .checkpoints import Stage, WorkspaceError
-from .data import jitter
+from .checkpoints import WorkspaceError
+from .data import jitter, load_pictures
 from .models import Classifier, negative_elbo_terms
-from .sources import load_pictures
+from .stages import Stage
 from .training import fit
 
 Z95 = 1.959964

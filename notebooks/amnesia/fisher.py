@@ -1,7 +1,5 @@
 """The diagonal Fisher information of every weight, without a loop over images; and the EWC penalty made of it."""
 
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -35,53 +33,45 @@ def squared_gradients(cvae, x, y, noise):
     x: (B, P); y: (B, K); noise: (B, latent_dim). Raises ValueError for batch normalisation in training mode, which mixes
     samples: one sample's gradient then depends on the others.
     """
-    if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training for layer in cvae.modules()):
+    layers = [layer for layer in cvae.modules() if [*layer.parameters(recurse=False)]]
+    if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training for layer in layers):
         raise ValueError("Batch normalisation mixes the samples of a batch, so no sample has a gradient of its own: call "
                          "model.eval() first, and it takes its running averages.")
-    calls, hooks = {}, []
-    names = {p: name for name, p in cvae.named_parameters()}
-
-    def remember(layer, args, output):
-        calls.setdefault(layer, []).append((args[0].detach(), output))
-
-    shared = [p for layer in cvae.modules() for p in layer.parameters(recurse=False)]     # a tied weight stands here twice
-    for layer in cvae.modules():
-        if product_for(layer) and all(sum(p is q for q in shared) == 1 for p in layer.parameters(recurse=False)):
-            hooks.append(layer.register_forward_hook(remember))
+    calls = {layer: [] for layer in layers}
+    hooks = [layer.register_forward_hook(lambda layer, args, output: calls[layer].append((args[0].detach(), output)))
+             for layer in layers if product_for(layer)]
     try:
         total = NegativeELBO(cvae)(x, y, noise)
     finally:
         for hook in hooks:
             hook.remove()
-    once = {layer: found[0] for layer, found in calls.items() if len(found) == 1
-            and (type(layer) is nn.Conv2d or found[0][0].ndim == 2)}
+    # A product holds for a layer that is used once, on flat rows, and shares no weight (a tied one stands here twice)
+    owned = [p for layer in layers for p in layer.parameters(recurse=False)]
+    once = {layer: found[0] for layer, found in calls.items() if len(found) == 1 and found[0][0].ndim == layer.weight.ndim
+            and all(sum(p is q for q in owned) == 1 for p in layer.parameters(recurse=False))}
     # Each sample's ELBO depends on its own row alone, so the gradient of the sum holds one sample's gradient in a row.
     deltas = torch.autograd.grad(total, [output for _, output in once.values()]) if once else ()
-    squares = {}
+    names, squares = {p: name for name, p in cvae.named_parameters()}, {}
     for (layer, (a, _)), delta in zip(once.items(), deltas, strict=True):
-        weight, bias = product_for(layer)(layer, a, delta)
-        squares[names[layer.weight]] = weight.view_as(layer.weight)
-        if layer.bias is not None:
-            squares[names[layer.bias]] = bias
+        for p, value in zip((layer.weight, layer.bias), product_for(layer)(layer, a, delta), strict=True):
+            squares |= {names[p]: value.view_as(p)} if p is not None else {}
     rest = {name: p.detach() for name, p in cvae.named_parameters() if name not in squares}
-    return {**squares, **one_by_one(cvae, rest, x, y, noise)} if rest else squares
+    return squares | (one_by_one(cvae, rest, x, y, noise) if rest else {})
 
 
 def product_for(layer):
-    """The function that squares a layer's per-sample gradients by products, or None: (weight, bias) from inputs, deltas."""
+    """The function that squares a layer's per-sample gradients by products, or None: (weight, bias) of layer, inputs, deltas."""
     if type(layer) is nn.Linear:
         return lambda layer, a, delta: (delta.square().T @ a.square(), delta.square().sum(0))
-    if type(layer) is nn.Conv2d and layer.groups == 1 and layer.padding_mode == "zeros" and layer.padding != "same":
-        return convolution
-    return None
+    plain = type(layer) is nn.Conv2d and layer.groups == 1 and layer.padding_mode == "zeros" and layer.padding != "same"
+    return convolution if plain else None
 
 
 def convolution(layer, a, delta):
     """For a convolution each place of the output is a linear layer of its patch; sample by sample they add up."""
-    padding = 0 if layer.padding == "valid" else layer.padding
-    delta, weight = delta.flatten(2), 0.0                                       # (B, out, places)
+    padding, delta, weight = 0 if layer.padding == "valid" else layer.padding, delta.flatten(2), 0.0    # (B, out, places)
     for part, d in zip(*(t.split(max(1, ROOM // layer.weight.numel() // 4)) for t in (a, delta)), strict=True):
-        patches = F.unfold(part, layer.kernel_size, layer.dilation, padding, layer.stride)     # (b, in, places)
+        patches = F.unfold(part, layer.kernel_size, layer.dilation, padding, layer.stride)              # (b, in, places)
         weight = weight + (d @ patches.transpose(1, 2)).square().sum(0)
     return weight, delta.sum(2).square().sum(0)
 
@@ -89,12 +79,11 @@ def convolution(layer, a, delta):
 def one_by_one(cvae, weights, x, y, noise):
     """The same sums for these weights, whatever layer they are of, by a gradient for each sample, some at a time."""
     cost = NegativeELBO(cvae)
-    others = {f"cvae.{name}": value.detach() for name, value in cvae.state_dict(keep_vars=True).items()
-              if name not in weights}
+    others = {f"cvae.{name}": value.detach() for name, value in cvae.named_parameters() if name not in weights}
 
     def of_one(weights, x, y, noise):
         own = {f"cvae.{name}": value for name, value in weights.items()}
-        return functional_call(cost, {**others, **own}, (x[None], y[None], noise[None]))
+        return functional_call(cost, others | own, (x[None], y[None], noise[None]))
 
     squares = {name: torch.zeros_like(value) for name, value in weights.items()}
     some = max(1, ROOM // sum(value.numel() for value in weights.values()))
