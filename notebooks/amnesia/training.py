@@ -54,8 +54,6 @@ def fit(model, loss, *, steps, learning_rate, schedule="one-cycle", weight_decay
         data.restart()
         parts["data"] = data
     start = stage.resume(parts, device) if stage else 0
-    if start:
-        print(f"Going on from step {start:,} of {steps:,}, saved in {stage.unfinished}")
     capture = capture and device.type == "cuda"
     for group in optimizer.param_groups:  # a graph reads the rate from the card; the run may have begun on another device
         rate = float(group["lr"])
