@@ -172,7 +172,7 @@ class Saved:
             if not there(path) or sha256(path.read_bytes()) != self.lineage[path.name]:
                 raise refused(path, f"defines the model of {self.path}, and is not there any more, or another.")
             namespace = {"__name__": "model"}
-            exec(compile(path.read_text(), str(path), "exec"), namespace)
+            exec(compile(path.read_bytes(), str(path), "exec"), namespace)
             cls = namespace.get(cls.__name__, cls)
         try:
             built = cls(**self.config)
@@ -187,11 +187,12 @@ class Workspace:
 
     folder: a path, a relative one below the project's folder (one place for all notebooks); or "auto": $AMNESIA_WORKSPACE
     if set; on Colab My Drive/selective-amnesia if Drive is mounted; on Kaggle its working folder; else the project's. Files
-    of another data set than MNIST lie in a folder of its name inside checkpoints and figures. Raises ValueError for what is no
+    of another `dataset` than MNIST, as in load_pictures, lie in a folder of its name. Raises ValueError for what is no
     path, and WorkspaceError if it can't be written.
     """
 
     def __init__(self, folder="auto", use_drive=True, dataset="MNIST"):
+        self.source, dataset = dataset, Path(dataset).stem
         if not isinstance(folder, str | os.PathLike) or not str(folder):
             raise ValueError(f'workspace={folder!r}: expected a folder\'s path, or "auto".')
         usual = "/kaggle/working" if HOME.is_relative_to("/kaggle/input") else HOME

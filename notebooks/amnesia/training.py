@@ -71,7 +71,9 @@ def fit(model, loss, *, steps, learning_rate, schedule="one-cycle", weight_decay
         step = Captured(step, data)
 
     def take_snapshot():
+        model.eval()                                        # a reader's model may have dropout, or a normalisation of batches
         record["snapshots"].append({key: value.cpu() for key, value in snapshot().items()})
+        model.train()
 
     model.train()
     shown, looked = start, time.perf_counter()
