@@ -129,7 +129,7 @@ def begin(number, notebook):
         original, name = store.load(f"{model}.pt"), f"fim-{model}.pt"
         files["original"] = original
         if original.settings.get("dataset", settings["dataset"]) != settings["dataset"]:
-            raise ValueError(f"dataset={given['dataset']!r}: {original.path} is of {original.settings['dataset']!r}, choose that.")
+            raise ValueError(f"dataset={given['dataset']!r}: {original.path} is of {original.settings['dataset']!r}.")
         pictures = original.content.get("pictures", DIGITS | {"data": original.lineage if model == "cvae" else {}})
     if number == "03":
         files["fim"] = store.load(f"fim-{model}.pt", made_from=[original])
