@@ -15,9 +15,9 @@ import warnings
 
 import side_by_side
 import torch
+from measuring import versions
 
-from amnesia import CVAE, Stage, Workspace, diagonal_fisher, fit, load_digits, negative_elbo_terms, pick_device
-from amnesia.storage.files import versions
+from amnesia import CVAE, Stage, Workspace, diagonal_fisher, fit, load_pictures, negative_elbo_terms, pick_device
 
 RESULT = side_by_side.REPOSITORY / "benchmarks" / "gpu.json"
 STAGES = {stage: pair for stage, pair in side_by_side.STAGES.items() if stage not in ("04 + 05", "arithmetic")} | {
@@ -137,7 +137,7 @@ def main(what="3"):
         raise SystemExit("Nothing was measured, because torch finds no CUDA card here that works: run this where there is "
                          "one, as in a Colab GPU runtime.") from None
     folder = os.environ.setdefault("AMNESIA_DATA", str(side_by_side.REPOSITORY / "data"))
-    for result in measured(load_digits("MNIST", folder, device)[0], 12_500, (200, 1000, 100, None), int(what)):
+    for result in measured(load_pictures("MNIST", folder, device)[0], 12_500, (200, 1000, 100, None), int(what)):
         RESULT.write_text(json.dumps(result, indent=1))
     print(f"\n{table(result)}\n\nWritten: {RESULT}")
 

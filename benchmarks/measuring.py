@@ -1,6 +1,7 @@
 """What the benchmarks share: one run in a process of its own, and the peak of its memory."""
 
 import json
+import platform
 import subprocess
 import sys
 
@@ -20,3 +21,12 @@ def peak():
     import resource  # which Windows has not
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def versions():
+    """Versions and hardware, for the record in every result."""
+    import torch
+
+    from amnesia import hardware
+
+    return {"python": platform.python_version(), "torch": str(torch.__version__), "hardware": hardware()}

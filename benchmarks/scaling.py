@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from measuring import measure, peak
+from measuring import measure, peak, versions
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULT, PICTURE = (REPOSITORY / "benchmarks" / f"scaling.{kind}" for kind in ("json", "png"))
@@ -51,10 +51,10 @@ def training_step(batch, width=1):
     """A step of notebook 01's loss, in milliseconds."""
     import torch
 
-    from amnesia import Digits, fit, negative_elbo_terms
+    from amnesia import Pictures, fit, negative_elbo_terms
 
     model = cvae(width)
-    digits = Digits(torch.randint(256, (60_000, 784), dtype=torch.uint8), torch.arange(60_000) % 10)
+    digits = Pictures(torch.randint(256, (60_000, 784), dtype=torch.uint8), torch.arange(60_000) % 10)
 
     def loss():
         return {"negative ELBO": sum(negative_elbo_terms(model, *digits.batch(batch))).mean()}
@@ -132,8 +132,6 @@ def draw(result):
 def main(repeats=3):
     sys.path.append(str(REPOSITORY / "tools"))
     from release import fill
-
-    from amnesia.storage.files import versions
 
     result = {"versions": versions(), "repeats": repeats}
     for kind, sizes in GRID.items():

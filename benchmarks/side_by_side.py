@@ -20,7 +20,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import measuring
-from measuring import peak
+from measuring import peak, versions
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RELEASED = REPOSITORY / "checkpoints" / "released"
@@ -36,7 +36,7 @@ def machine():
     """The processor's name, and how fit() multiplies there: in bfloat16, asked for or as torch rounds by itself, or not."""
     import torch
 
-    from amnesia.processor import quick_products, rounds_by_autocast
+    from amnesia.device import quick_products, rounds_by_autocast
 
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
@@ -67,10 +67,10 @@ def loader():
     from torch.utils.data import DataLoader
     from torchvision import datasets, transforms
 
-    from amnesia import load_digits
+    from amnesia import load_pictures
 
     folder = Path(os.environ.get("AMNESIA_DATA") or REPOSITORY / "data")
-    if len(load_digits("MNIST", folder)[0]) != 60_000:  # it downloads them if it can
+    if len(load_pictures("MNIST", folder)[0]) != 60_000:  # it downloads them if it can
         raise SystemExit("The comparison needs all of MNIST. Put it in $AMNESIA_DATA, in torchvision's layout.")
     return DataLoader(datasets.MNIST(folder, transform=transforms.ToTensor()), batch_size=256, shuffle=True)
 
@@ -104,7 +104,7 @@ def reference_train(part):
         except StopIteration:
             batches = iter(data)
             x, labels = next(batches)
-        x, y = x.view(-1, 784).to(device()), one_hot(labels).to(device())
+        x, y = x.view(-1, 784).to(device()), one_hot(labels, 10).to(device())
         optimizer.zero_grad()
         (reference_negative_elbo(cvae, x, y) / len(x)).backward()
         optimizer.step()
@@ -116,8 +116,7 @@ def reference_fisher(part):
     """`part` samples of 50,000, one at a time."""
     import torch
 
-    from amnesia import CVAE, one_hot
-    from amnesia.storage.files import Saved
+    from amnesia import CVAE, Saved, one_hot
 
     cvae = Saved(RELEASED / "cvae.pt").build(CVAE, device())
     total = {name: torch.zeros_like(p) for name, p in cvae.named_parameters()}
@@ -127,7 +126,7 @@ def reference_fisher(part):
             begin = time.perf_counter()
         label = torch.randint(10, (1,), device=device())
         cvae.zero_grad()
-        reference_negative_elbo(cvae, cvae.generate(label), one_hot(label)).backward()
+        reference_negative_elbo(cvae, cvae.generate(label), one_hot(label, 10)).backward()
         for name, p in cvae.named_parameters():
             if p.grad.isnan().any():  # a check that the paper's code makes
                 raise FloatingPointError(name)
@@ -140,8 +139,7 @@ def reference_forget(part):
     """`part` steps of 10,000: 256 images of noise, 256 replayed, the penalty in a loop over the parameters, Adam at 1e-4."""
     import torch
 
-    from amnesia import CVAE, one_hot
-    from amnesia.storage.files import Saved
+    from amnesia import CVAE, Saved, one_hot
 
     original, cvae = (Saved(RELEASED / "cvae.pt").build(CVAE, device()) for _ in range(2))
     fim = {name: f.to(device()) for name, f in Saved(RELEASED / "fim-cvae.pt").state.items()}
@@ -152,8 +150,8 @@ def reference_forget(part):
             sync()
             begin = time.perf_counter()
         kept = torch.randint(1, 10, (256,), device=device())
-        loss = reference_negative_elbo(cvae, torch.rand(256, 784, device=device()), one_hot(torch.zeros_like(kept)))
-        loss = loss + reference_negative_elbo(cvae, original.generate(kept), one_hot(kept))
+        loss = reference_negative_elbo(cvae, torch.rand(256, 784, device=device()), one_hot(torch.zeros_like(kept), 10))
+        loss = loss + reference_negative_elbo(cvae, original.generate(kept), one_hot(kept, 10))
         old = dict(original.named_parameters())
         for name, p in cvae.named_parameters():
             loss = loss + 100 * (fim[name] * (p - old[name].detach()).square()).sum()
@@ -169,7 +167,9 @@ def notebook(number, workspace, **parameters):
     import matplotlib
 
     matplotlib.use("Agg")
-    namespace, seconds = {}, {}
+    from amnesia import begin
+
+    namespace, seconds = {"begin": begin}, {}
     path = next((REPOSITORY / "notebooks").glob(f"{number}_*.ipynb"))
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"])
@@ -197,7 +197,7 @@ def ours_train(workspace):
 
 def ours_fisher(workspace):
     _, seconds = notebook("02", workspace)
-    return {"seconds": of_the_cell(seconds, "diagonal_fisher(cvae, n_samples"), "measured": "to the end, 50,000 samples"}
+    return {"seconds": of_the_cell(seconds, "diagonal_fisher(cvae, stage.n_samples"), "measured": "to the end, 50,000 samples"}
 
 
 def ours_forget(workspace):
@@ -245,12 +245,12 @@ def ours_arithmetic(_):
     """What the matrix products alone cost, over what a training step like 01's costs, on random images."""
     import torch
 
-    from amnesia import CVAE, Digits, negative_elbo_terms
-    from amnesia.processor import bfloat16_products, quick_products, rounds_by_autocast
+    from amnesia import CVAE, Pictures, negative_elbo_terms
+    from amnesia.device import bfloat16_products, quick_products, rounds_by_autocast
     from amnesia.training import optimizer_for
 
     cvae, rounds = CVAE().to(device()), 300
-    train = Digits(torch.randint(256, (60_000, 784), dtype=torch.uint8), torch.randint(10, (60_000,))).to(device())
+    train = Pictures(torch.randint(256, (60_000, 784), dtype=torch.uint8), torch.randint(10, (60_000,))).to(device())
     optimizer, scheduler = optimizer_for(cvae, 20 * rounds, 1e-3, "one-cycle", 0.012)
     masks = torch.ones(1000, 784, device=device())
 
@@ -401,8 +401,6 @@ def main():
         return one(*options.one)
     sys.path.append(str(REPOSITORY / "tools"))
     from release import fill
-
-    from amnesia.storage.files import versions
 
     repeats, parts = (1, (100, 300, 60)) if options.quick else (3, (400, 2000, 150))
     result = {"stages": compare(STAGES, (*parts, None, None), repeats), "versions": versions()}

@@ -7,12 +7,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "notebooks"))
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.append(str(REPOSITORY / "notebooks"))
 
-from amnesia.data import one_hot
-from amnesia.models import CVAE
-from amnesia.storage.files import Saved
-from amnesia.storage.workspace import REPOSITORY
+from amnesia import CVAE, Saved, one_hot
 
 WIDTH, HEIGHT = 400, 404  # points: letters of 11 are legible on a phone, 390 pixels wide
 INK, FORGET, REMEMBER, PROTECT = "#1a1a1a", "#d55e00", "#0072b2", "#00775a"  # told apart by every eye
@@ -26,7 +24,7 @@ def pictures():
     z, labels = torch.randn(1, original.latent_dim, generator=generator).repeat(2, 1) / 2, torch.tensor([0, 7])
     before, after = original.generate(labels, z), amnesiac.generate(labels, z)
     with torch.no_grad():
-        mean, _ = original.encode(before, one_hot(labels))
+        mean, _ = original.encode(before, one_hot(labels, 10))
     found = {"0": before[0], "7": before[1], "decoded 7": original.generate(labels, mean)[1], "grey": after[0],
              "same 7": after[1], "noise": torch.rand(784, generator=generator)}
     return {name: image.view(28, 28).numpy() for name, image in found.items()}

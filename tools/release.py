@@ -34,9 +34,9 @@ import play
 from nbclient import NotebookClient
 from nbconvert.preprocessors.coalescestreams import CoalesceStreamsPreprocessor
 
-sys.path.extend(str(Path(__file__).resolve().parents[1] / "notebooks" / folder) for folder in ("", "studies"))
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.extend(str(REPOSITORY / "notebooks" / folder) for folder in ("", "studies"))
 
-from amnesia.storage.workspace import REPOSITORY
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("0*.ipynb"))
 RELEASED = "cvae.pt", "fim-cvae.pt", "amnesiac-0.pt", "samples-0.pt"

@@ -1,29 +1,28 @@
 """The machinery behind the five notebooks, a room a file; what they use is imported here."""
-
-from .data import Digits, class_names, grow, load_digits, one_hot
+from .checkpoints import Saved, Workspace, WorkspaceError
+from .data import DataError, Pictures, grow, jitter, load_pictures, one_hot, picture
+from .device import hardware, pick_device, progress
 from .evaluation import (
-    ask,
-    elbo,
-    entropy,
-    grey_reference,
-    kept_change,
-    load_judge,
-    model_metrics,
-    reference_metrics,
-    train_judge,
+                         ask,
+                         elbo,
+                         entropy,
+                         forgetting_metrics,
+                         frechet,
+                         grey_reference,
+                         kept_change,
+                         load_judge,
+                         mean_interval,
+                         model_metrics,
+                         reference_metrics,
+                         train_judge,
+                         wilson_interval,
 )
-from .figures import few_greys, filmstrip, gif, name_classes, png, show, show_tile, subplots
-from .fisher import diagonal_fisher, squared_gradients
-from .models import CVAE, Classifier, bernoulli_nll, edits, negative_elbo_terms
+from .figures import few_greys, filmstrip, gif, middles, name_classes, png, show, show_tile, subplots
+from .fisher import diagonal_fisher, ewc_penalty, squared_gradients
+from .models import CVAE, Classifier, bernoulli_nll, negative_elbo_terms
 from .panel import check, panel, play
-from .processor import pick_device
-from .storage.parameters import check_parameters, forget_from, settings_of
-from .storage.stage import Stage
-from .storage.workspace import Workspace
-from .training import fit, progress
+from .parameters import begin, check_parameters
+from .stages import Stage
+from .training import Diverged, fit
 
-__all__ = ["CVAE", "Classifier", "Digits", "Stage", "Workspace", "ask", "bernoulli_nll", "check", "check_parameters",
-           "class_names", "diagonal_fisher", "edits", "elbo", "entropy", "few_greys", "filmstrip", "fit", "forget_from",
-           "gif", "grey_reference", "grow", "kept_change", "load_digits", "load_judge", "model_metrics", "name_classes",
-           "negative_elbo_terms", "one_hot", "panel", "pick_device", "play", "png", "progress", "reference_metrics",
-           "settings_of", "show", "show_tile", "squared_gradients", "subplots", "train_judge"]
+__version__ = "2.0"

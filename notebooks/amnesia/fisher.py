@@ -1,12 +1,25 @@
-"""The exact diagonal Fisher information of every weight, from one backward pass a batch."""
-
-from functools import partial
+"""The diagonal Fisher information of every weight, without a loop over images; and the EWC penalty made of it."""
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.func import functional_call, grad, vmap
 
-from .data import CLASSES, one_hot
 from .models import negative_elbo_terms
+
+ROOM = 2**25  # numbers that gradients of single samples may take at a time: 128 MB in float32
+
+
+class NegativeELBO(nn.Module):
+    """The negative ELBO of a batch as a module's forward, which functional_call can give other weights."""
+
+    def __init__(self, cvae):
+        super().__init__()
+        self.cvae = cvae
+
+    def forward(self, x, y, noise):
+        """Nats, summed over images x (B, P) with one-hot labels y (B, K) and standard normal noise (B, latent_dim)."""
+        return sum(negative_elbo_terms(self.cvae, x, y, noise)).sum()
 
 
 def squared_gradients(cvae, x, y, noise):
@@ -14,51 +27,116 @@ def squared_gradients(cvae, x, y, noise):
 
     For a linear layer, sample i's weight gradient is the outer product of delta_i (the ELBO's gradient at the layer's
     output) and a_i (its input), so the sum of squares over samples is (delta^2)^T (a^2): a matrix product, with no
-    gradient per sample ever stored. Only linear layers have parameters here; another kind raises TypeError.
+    gradient per sample ever stored. A convolution is a product for each sample. Every other weight goes the general way,
+    torch.func's vmap of grad, some samples at a time.
 
-    x: (B, 784); y: (B, 10); noise: (B, latent_dim).
+    x: (B, P); y: (B, K); noise: (B, latent_dim). Raises ValueError for batch normalisation in training mode, which mixes
+    samples: one sample's gradient then depends on the others.
     """
-    layers = {name: layer for name, layer in cvae.named_modules() if list(layer.parameters(recurse=False))}
-    if not all(isinstance(layer, nn.Linear) for layer in layers.values()):
-        raise TypeError(f"The Fisher information here is for linear layers only, found {layers}.")
-    inputs, outputs = {}, {}
-
-    def remember(name, _, args, output):
-        inputs[name], outputs[name] = args[0].detach(), output
-
-    hooks = [layer.register_forward_hook(partial(remember, name)) for name, layer in layers.items()]
-    reconstruction, kl = negative_elbo_terms(cvae, x, y, noise)
-    for hook in hooks:
-        hook.remove()
+    layers = [layer for layer in cvae.modules() if [*layer.parameters(recurse=False)]]
+    if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training for layer in layers):
+        raise ValueError("Batch normalisation mixes the samples of a batch, so no sample has a gradient of its own: call "
+                         "model.eval() first, and it takes its running averages.")
+    calls = {layer: [] for layer in layers}
+    hooks = [layer.register_forward_hook(lambda layer, args, output: calls[layer].append((args[0].detach(), output)))
+             for layer in layers if product_for(layer)]
+    try:
+        total = NegativeELBO(cvae)(x, y, noise)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    # A product holds for a layer that is used once, on flat rows, and shares no weight (a tied one stands here twice)
+    owned = [p for layer in layers for p in layer.parameters(recurse=False)]
+    once = {layer: found[0] for layer, found in calls.items() if len(found) == 1 and found[0][0].ndim == layer.weight.ndim
+            and all(sum(p is q for q in owned) == 1 for p in layer.parameters(recurse=False))}
     # Each sample's ELBO depends on its own row alone, so the gradient of the sum holds one sample's gradient in a row.
-    deltas = torch.autograd.grad((reconstruction + kl).sum(), list(outputs.values()))
-    squares = {}
-    for name, delta in zip(outputs, deltas, strict=True):
-        squares[f"{name}.weight"] = delta.square().T @ inputs[name].square()
-        squares[f"{name}.bias"] = delta.square().sum(0)
+    deltas = torch.autograd.grad(total, [output for _, output in once.values()]) if once else ()
+    names, squares = {p: name for name, p in cvae.named_parameters()}, {}
+    for (layer, (a, _)), delta in zip(once.items(), deltas, strict=True):
+        for p, value in zip((layer.weight, layer.bias), product_for(layer)(layer, a, delta), strict=True):
+            squares |= {names[p]: value.view_as(p)} if p is not None else {}
+    rest = {name: p.detach() for name, p in cvae.named_parameters() if name not in squares}
+    return squares | (one_by_one(cvae, rest, x, y, noise) if rest else {})
+
+
+def product_for(layer):
+    """The function that squares a layer's per-sample gradients by products, or None: (weight, bias) of layer, inputs, deltas."""
+    if type(layer) is nn.Linear:
+        return lambda layer, a, delta: (delta.square().T @ a.square(), delta.square().sum(0))
+    plain = type(layer) is nn.Conv2d and layer.groups == 1 and layer.padding_mode == "zeros" and layer.padding != "same"
+    return convolution if plain else None
+
+
+def convolution(layer, a, delta):
+    """For a convolution each place of the output is a linear layer of its patch; sample by sample they add up."""
+    padding, delta, weight = 0 if layer.padding == "valid" else layer.padding, delta.flatten(2), 0.0    # (B, out, places)
+    for part, d in zip(*(t.split(max(1, ROOM // layer.weight.numel() // 4)) for t in (a, delta)), strict=True):
+        patches = F.unfold(part, layer.kernel_size, layer.dilation, padding, layer.stride)              # (b, in, places)
+        weight = weight + (d @ patches.transpose(1, 2)).square().sum(0)
+    return weight, delta.sum(2).square().sum(0)
+
+
+def one_by_one(cvae, weights, x, y, noise):
+    """The same sums for these weights, whatever layer they are of, by a gradient for each sample, some at a time."""
+    cost = NegativeELBO(cvae)
+    others = {f"cvae.{name}": value.detach() for name, value in cvae.named_parameters() if name not in weights}
+
+    def of_one(weights, x, y, noise):
+        own = {f"cvae.{name}": value for name, value in weights.items()}
+        return functional_call(cost, others | own, (x[None], y[None], noise[None]))
+
+    squares = {name: torch.zeros_like(value) for name, value in weights.items()}
+    some = max(1, ROOM // sum(value.numel() for value in weights.values()))
+    for part in zip(x.split(some), y.split(some), noise.split(some), strict=True):
+        for name, gradient in vmap(grad(of_one), (None, 0, 0, 0))(weights, *part).items():
+            squares[name] += gradient.square().sum(0)
     return squares
 
 
-def diagonal_fisher(cvae, n_samples, batch_size=500, progress=iter, labels=None, stage=None):
+def diagonal_fisher(cvae, n_samples, batch_size=500, progress=iter, labels=10, images=None, stage=None):
     """F_i = E[(dELBO/dtheta_i)^2] over images that the model itself generates (the paper's Section 3.1 and its code).
 
-    z is drawn from the prior and the label uniformly from all ten, or from `labels`, an int64 tensor; one more z, from q,
+    labels: how many there are, K, or an int64 tensor of those to take, uniformly; images: a function of labels (B,) that
+    gives images (B, P), the model's mean images (cvae.generate, as in the paper's code) unless given; one more z, from q,
     estimates each image's ELBO. stage: a Stage, where a long run saves its progress and goes on from it. Returns a dict of
     tensors with the names and shapes of the model's parameters. Memory does not grow with n_samples.
     """
     device = next(cvae.parameters()).device
-    choices = torch.arange(CLASSES, device=device) if labels is None else labels
+    choices = labels.to(device) if isinstance(labels, torch.Tensor) else torch.arange(labels, device=device)
+    width = max(int(choices.max()) + 1, getattr(cvae, "classes", 0)) if isinstance(labels, torch.Tensor) else labels
     total = {name: torch.zeros_like(p) for name, p in cvae.named_parameters()}
-
     start = stage.resume({"state": total}, device) if stage else 0
-    if start:
-        print(f"Going on from sample {start:,} of {n_samples:,}, saved in {stage.unfinished}")
     for done in progress(range(start, n_samples, batch_size)):
         c = choices[torch.randint(len(choices), (min(batch_size, n_samples - done),), device=device)]
-        x = cvae.generate(c)
+        x = (images or cvae.generate)(c)
         noise = torch.randn(len(c), cvae.latent_dim, device=device)
-        for name, squares in squared_gradients(cvae, x, one_hot(c), noise).items():
+        for name, squares in squared_gradients(cvae, x, F.one_hot(c, width).float(), noise).items():
             total[name] += squares
         if stage and stage.due and done + batch_size < n_samples:
             stage.save_progress({"state": total}, done + batch_size, device)
     return {name: value / n_samples for name, value in total.items()}
+
+
+class Spring(torch.autograd.Function):
+    """1/2 sum F (theta - theta*)^2, whose gradient F (theta - theta*) is known: autograd's own costs a third of a step."""
+
+    @staticmethod
+    def forward(ctx, old, fim, *weights):
+        changes = [p - q for p, q in zip(weights, old, strict=True)]
+        ctx.pulls = [f * change for f, change in zip(fim, changes, strict=True)]
+        return sum((pull * change).sum() for pull, change in zip(ctx.pulls, changes, strict=True)) / 2
+
+    @staticmethod
+    def backward(ctx, slope):
+        return None, None, *(slope * pull for pull in ctx.pulls)
+
+
+def ewc_penalty(model, old, fim):
+    """The penalty of elastic weight consolidation (Kirkpatrick et al. 2017): 1/2 sum F (theta - theta*)^2, a scalar in nats.
+
+    An ordinary term of a loss, to be multiplied by lambda (the paper's Eq. 4 writes lambda sum F/2 ...). model: holds theta;
+    old: the same model with theta*; fim: F by parameter name, as diagonal_fisher gives it. Second derivatives are not to be
+    had of it.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    return Spring.apply([p.detach() for p in old.parameters()], [fim[name] for name in names], *model.parameters())

@@ -1,14 +1,11 @@
 """The conditional VAE that learns and forgets, its negative ELBO, and the judge that scores it."""
 
-from contextlib import suppress
-from copy import deepcopy
 from itertools import pairwise
+from math import prod
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-
-from .data import CLASSES, PIXELS, one_hot
 
 
 def mlp(*widths):
@@ -20,101 +17,86 @@ def mlp(*widths):
 class CVAE(nn.Module):
     """p(x|z,c) and q(z|x,c) as two mirrored MLPs, with Bernoulli pixels (the paper's Appendix on MNIST, and its code).
 
-    encoder: image and one-hot label, 784 + 10 -> 512 -> 256 -> mean and log-variance of z
-    decoder: z and one-hot label, latent_dim + 10 -> 256 -> 512 -> 784 pixel logits
+    It stands in notebook 01 in the same words, for a reader to change. shape: of a picture, (channels, height, width), P
+    pixels in all; classes: how many labels, K; config: what rebuilds the model, CVAE(**config).
     """
 
-    def __init__(self, latent_dim=8, hidden=(512, 256)):
+    def __init__(self, latent_dim=8, hidden=(512, 256), shape=(1, 28, 28), classes=10):
         super().__init__()
-        self.latent_dim, self.hidden = latent_dim, tuple(hidden)
-        self.encoder = mlp(PIXELS + CLASSES, *hidden, 2 * latent_dim)
-        self.decoder = mlp(latent_dim + CLASSES, *reversed(hidden), PIXELS)
-
-    @property
-    def config(self):
-        """What rebuilds this model: CVAE(**config)."""
-        return {"latent_dim": self.latent_dim, "hidden": list(self.hidden)}
+        self.latent_dim, self.classes, pixels = latent_dim, classes, prod(shape)
+        self.config = {"latent_dim": latent_dim, "hidden": [*hidden], "shape": [*shape], "classes": classes}
+        self.encoder = mlp(pixels + classes, *hidden, 2 * latent_dim)
+        self.decoder = mlp(latent_dim + classes, *reversed(hidden), pixels)
 
     def encode(self, x, y):
-        """Mean and log-variance of q(z|x,c), each (B, latent_dim), for images (B, 784) and one-hot labels (B, 10)."""
-        return self.encoder(torch.cat([x, y], 1)).to(x.dtype).chunk(2, 1)
+        """Mean and log-variance of q(z|x,c), each (B, latent_dim), for images (B, P) and one-hot labels (B, K)."""
+        return self.encoder(torch.cat([x, y], 1)).chunk(2, 1)
 
     def decode(self, z, y):
-        """Pixel logits (B, 784) for latents (B, latent_dim) and one-hot labels (B, 10)."""
-        return self.decoder(torch.cat([z, y], 1)).to(z.dtype)
+        """Pixel logits (B, P) for latents (B, latent_dim) and one-hot labels (B, K)."""
+        return self.decoder(torch.cat([z, y], 1))
 
     @torch.no_grad()
     def generate(self, labels, z=None):
-        """The mean image of p(x|z,c), (B, 784) in [0, 1], for labels (B,); z is drawn from the prior unless given."""
+        """The mean image of p(x|z,c), (B, P) in [0, 1], for labels (B,); z is drawn from the prior unless given."""
         if z is None:
             z = torch.randn(len(labels), self.latent_dim, device=labels.device)
-        return self.decode(z, one_hot(labels)).sigmoid()
+        return self.decode(z, F.one_hot(labels, self.classes).float()).sigmoid()
+
+    @torch.no_grad()
+    def start_at(self, average):
+        """Draws the average image (P,) before training. A model may do without this method."""
+        self.decoder[-1].bias.copy_(average.logit())
 
 
 def negative_elbo_terms(cvae, x, y, noise=None, seen=None):
     """The two terms of the negative ELBO of p(x|c), nats per image, each (B,): -log p(x|z,c) and KL(q(z|x,c) || p(z)).
 
-    x: images (B, 784) in [0, 1]; y: one-hot labels (B, 10); noise: the standard normal draw (B, latent_dim) that the
+    x: images (B, P) in [0, 1]; y: one-hot labels (B, K); noise: the standard normal draw (B, latent_dim) that the
     one sample z = mean + std * noise is made of, drawn here unless given; seen: what the encoder is shown in the place
-    of x, for a bound with a less informed q. (Kingma & Welling 2014, Eq. 7 and App. B.)
+    of x, for a bound with a less informed q. (Kingma & Welling 2014, Eq. 7 and App. B.) Raises ValueError for a model whose
+    `decode` answers in another shape than (B, P).
     """
     mean, log_var = (part.to(x.dtype) for part in cvae.encode(x if seen is None else seen, y))  # may be rounded
     noise = torch.randn_like(mean) if noise is None else noise
-    logits = cvae.decode(mean + noise * (log_var / 2).exp(), y).to(x.dtype)
+    logits = cvae.decode(mean + noise * (log_var / 2).exp(), y)
+    if logits.shape != x.shape:
+        raise ValueError(f"decode() must give the logits of pixels in flat rows, {tuple(x.shape)}; found "
+                         f"{tuple(logits.shape)}.")
     kl = (mean.square() + log_var.exp() - 1 - log_var).sum(1) / 2
     return bernoulli_nll(logits, x), kl
 
 
 def bernoulli_nll(logits, x):
-    """-log p of images x (B, 784) in [0, 1] under Bernoulli pixels with these logits, (B,) nats.
+    """-log p of images x (B, P) in [0, 1] under Bernoulli pixels with these logits, (B,) nats.
 
     The sigmoid is folded in, so that no rounded 0 meets a log. The same as F.binary_cross_entropy_with_logits, without its
     log1p, which on a CPU takes ten times as long as log: log(1 + e^-|l|) = -log sigmoid(|l|).
     """
+    logits = logits.to(x.dtype)                             # products may be rounded, see device.py; sums are not
     return (F.relu(logits) - x * logits - logits.abs().sigmoid().log()).sum(1)
 
 
 class Classifier(nn.Module):
     """The judge: a small CNN that never sees a generated image in training.
 
-    Takes images (B, 784) in [0, 1] and returns logits (B, 10); `features` are the 128 activations before its head. It has
-    no batch normalisation, with which it was certain of any nonsense: on flat grey such a judge said 8 with p = 1.
+    Takes images (B, P) in [0, 1] of `shape`, at least 8 x 8, and returns logits (B, K); `features` are the 128 activations
+    before its head. It has no batch normalisation, with which it was certain of any nonsense: on flat grey such a judge said
+    8 with p = 1.
     """
 
-    def __init__(self):
+    def __init__(self, shape=(1, 28, 28), classes=10):
         super().__init__()
-        self.config = {}  # Classifier(**config) rebuilds it
+        self.config = {"shape": [*shape], "classes": classes}   # Classifier(**config) rebuilds it
+        height, width = ((side + 1) // 2 // 2 // 2 for side in shape[1:])
         self.features = nn.Sequential(
-            nn.Unflatten(1, (1, 28, 28)),
-            nn.Conv2d(1, 24, 5, stride=2, padding=2), nn.ReLU(),              # (B, 24, 14, 14)
+            nn.Unflatten(1, tuple(shape)),
+            nn.Conv2d(shape[0], 24, 5, stride=2, padding=2), nn.ReLU(),       # MNIST: (B, 24, 14, 14)
             nn.Conv2d(24, 48, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),      # (B, 48, 7, 7)
             nn.Conv2d(48, 96, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),      # (B, 96, 3, 3)
-            nn.Flatten(), nn.Dropout(0.5), nn.Linear(96 * 3 * 3, 128), nn.ReLU())
-        self.head = nn.Sequential(nn.Dropout(0.5), nn.Linear(128, CLASSES))
+            nn.Flatten(), nn.Dropout(0.5), nn.Linear(96 * height * width, 128), nn.ReLU())
+        self.head = nn.Sequential(nn.Dropout(0.5), nn.Linear(128, classes))
         self.to(memory_format=torch.channels_last)  # in which a CPU convolves and pools twice as fast
 
     def forward(self, x):
         return self.head(self.features(x)).to(x.dtype)
-
-
-@torch.no_grad()
-def edits(cvae):
-    """What tells a reader's own CVAE from the one above, as settings for its Stage: {} if it computes the same.
-
-    {"hidden": widths} if CVAE(**cvae.config) still rebuilds it, else {"edited": what it answers to a fixed question}: then
-    only the notebook that defines it can, and Saved.build refuses its file. Takes no random numbers.
-    """
-    def answers(model):
-        model, draw = deepcopy(model).cpu().eval(), torch.Generator().manual_seed(0)
-        for p in model.parameters():                        # whatever it has learned
-            p.copy_(0.1 * torch.randn(p.shape, generator=draw))
-        y, x = torch.eye(CLASSES), torch.rand(CLASSES, PIXELS, generator=draw)
-        z = torch.randn(CLASSES, model.latent_dim, generator=draw)
-        return torch.cat([*model.encode(x, y), model.decode(z, y)], 1)
-
-    found = answers(cvae)
-    with torch.random.fork_rng([]), suppress(RuntimeError, TypeError):    # of another shape, or with a config of its own
-        twin = CVAE(**cvae.config)
-        if torch.allclose(answers(twin), found, rtol=1e-3, atol=1e-3):
-            return {} if twin.hidden == CVAE().hidden else {"hidden": twin.config["hidden"]}
-    return {"edited": [round(value.item(), 4) for value in (found.mean(), found.std())]}

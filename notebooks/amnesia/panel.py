@@ -1,7 +1,6 @@
 """What a reader does: moves sliders, answers questions."""
 
 import imageio.v3 as imageio
-import numpy as np
 import torch
 from IPython import get_ipython
 from IPython.display import display
@@ -12,7 +11,7 @@ from .figures import tile
 def panel(draw, titles, z, classes):
     """Buttons for the label, a slider for each number in the latent `z`, and the pictures that draw(label, z) makes of them.
 
-    draw: images (len(titles), 28, 28) in [0, 1] for a label and a latent; classes: the labels' names. Returns an ipywidgets
+    draw: images (len(titles), H, W) or (len(titles), 3, H, W) in [0, 1] for a label and a latent; classes: the labels' names. Returns an ipywidgets
     box. Raises ImportError without ipywidgets.
     """
     import ipywidgets as widgets  # the notebooks run without it, and then show no panel
@@ -30,7 +29,7 @@ def panel(draw, titles, z, classes):
     def update(_=None):
         latent = torch.tensor([slider.value for slider in sliders])
         for picture, image in zip(pictures, draw(label.value, latent), strict=True):
-            enlarged = np.kron(tile(image[None, None]), np.ones((8, 8), np.uint8))
+            enlarged = tile(image[None, None]).repeat(8, 0).repeat(8, 1)
             picture.value = imageio.imwrite("<bytes>", enlarged, extension=".png")
 
     def draw_noise(_):

@@ -1,22 +1,15 @@
 """fit(): the one loop that every trained stage uses. It knows nothing of VAEs or digits, only of named loss terms."""
 
-import sys
 import time
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
-from tqdm import tqdm
 
-from .processor import Captured, bfloat16_products, quick_products
+from .device import Captured, bfloat16_products, progress, quick_products
 
 
 class Diverged(RuntimeError):
     """The loss became NaN or infinite, or ran away: 10,000 nats above a hundred times what it was at the first step."""
-
-
-def progress(iterable=None, **options):
-    """A tqdm bar in plain text, in a terminal and in a notebook alike: widgets would break the saved notebook."""
-    return tqdm(iterable, file=sys.stdout, ncols=110, mininterval=0.5, **options)
 
 
 def optimizer_for(model, steps, learning_rate, schedule, weight_decay=0.0):
@@ -42,12 +35,12 @@ def fit(model, loss, *, steps, learning_rate, schedule="one-cycle", weight_decay
         snapshot_steps=30, stage=None, title="fit", capture=False):
     """Minimises the sum of the terms that loss() returns, and leaves `model` in eval mode.
 
-    loss: draws its own batch and returns a dict of named scalar terms, nats per image. It may add to the weights' gradients
-    itself, in p.grad, which is None when it is called. Its matrix products may be rounded (see processor.py).
-    data: the Digits that loss() takes its batches from, if any, so that a resumed run takes the very next one.
+    loss: draws its own batch and returns a dict of named scalar terms, nats per image. Its matrix products may be rounded
+        (see device.py).
+    data: the Pictures that loss() takes its batches from, if any, so that a resumed run takes the very next one.
     snapshot: returns a dict of tensors and draws nothing random; called at so many steps, denser at the start.
     stage: a Stage; the run saves its progress there now and then, and goes on from what is saved there.
-    capture: on a CUDA card, the step is replayed as one graph (processor.Captured): for a loss() that does the same every
+    capture: on a CUDA card, the step is replayed as one graph (device.Captured): for a loss() that does the same every
         time, since Python runs it four times only.
     Returns {"terms": {name: (steps,)}, "snapshot_steps": (n,), and what snapshot returned, stacked}, on the CPU.
     Raises Diverged, naming the step and the term; the last good state stays saved.
@@ -69,9 +62,9 @@ def fit(model, loss, *, steps, learning_rate, schedule="one-cycle", weight_decay
         group.update(capturable=capture, lr=torch.tensor(rate, device=device) if capture else rate)
 
     def step():
-        optimizer.zero_grad()
         with bfloat16_products(device):
             terms = loss()
+        optimizer.zero_grad()
         sum(terms.values()).backward()
         optimizer.step()
         return list(terms), torch.stack(list(terms.values())).detach()

@@ -1,11 +1,13 @@
-"""What the processor can do, and is asked for: a device that works, threads, quick products, a step as one CUDA graph."""
+"""What the machine can do, and is asked for: a device that works, threads, quick products, a step as one CUDA graph; a bar."""
 
 import os
 import platform
+import sys
 from contextlib import contextmanager
 
 import torch
 from joblib import cpu_count
+from tqdm import tqdm
 
 used = torch.device("cpu")  # what pick_device last found, for the record in every file
 
@@ -24,30 +26,24 @@ def pick_device(device="auto"):
     torch.set_grad_enabled(True)
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(torch.get_num_threads(), cpu_count()))  # joblib's count knows quotas and affinity
-    tried = device
-    if device == "auto":
-        tried = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        ones = torch.ones(16, 16, device=tried)
-        (ones @ ones).sum().item()  # .item() waits for the result, and so for the error of a kernel that could not run
+        ones = torch.ones(16, 16, device=best if device == "auto" else device)
+        (ones @ ones).sum().item()  # waits for the result, and so for the error of a kernel that could not run
         used = ones.device
     except Exception as error:  # torch raises RuntimeError, AssertionError or NotImplementedError, by backend
         if device != "auto":
-            raise ValueError(f"device={device!r}: not available here ({error}). Use \"auto\" or \"cpu\".") from error
-        reason = str(error).partition("\n")[0]  # a card that this torch is not built for, or a driver that does not fit
-        print(f"The GPU here ({tried}) cannot be used by torch {torch.__version__} ({reason}): going on with the CPU.")
+            raise ValueError(f'device={device!r}: not available here ({error}). Use "auto" or "cpu".') from error
+        print(f"The GPU here ({best}) cannot be used by torch {torch.__version__} ({error}): going on with the CPU.")
         used = torch.device("cpu")
     return used
 
 
 def hardware():
     """What this process computes on, in words: the card, or the CPU with its units and the threads that torch takes."""
-    if used.type == "cuda":
-        return torch.cuda.get_device_name(used)
     products = "bfloat16 products" if rounds_by_autocast() else torch.backends.cpu.get_cpu_capability()
-    threads = torch.get_num_threads()
-    cpu = f"{os.cpu_count()}-core {platform.machine()} CPU ({products}), {threads} thread{'' if threads == 1 else 's'}"
-    return cpu if used.type == "cpu" else f"{used.type.upper()} of a {cpu}"
+    cpu = f"{os.cpu_count()}-core {platform.machine()} CPU ({products}), {torch.get_num_threads()} threads"
+    return torch.cuda.get_device_name(used) if used.type == "cuda" else cpu if used.type == "cpu" else f"{used} of a {cpu}"
 
 
 def rounds_by_autocast():
@@ -69,16 +65,15 @@ def quick_products():
     so that torch refuses to name it by the older ones, stays in force.
     """
     try:
-        before = torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32
+        before = torch.get_float32_matmul_precision()
+        torch.backends.cuda.matmul.allow_tf32  # noqa: B018 - raises as well where settings are mixed
     except RuntimeError:
         before = None
-    if before:
-        torch.set_float32_matmul_precision("medium")
+    torch.set_float32_matmul_precision("medium") if before else None
     try:
         yield
     finally:
-        if before:
-            torch.set_float32_matmul_precision(before[0])
+        torch.set_float32_matmul_precision(before) if before else None
 
 
 def bfloat16_products(device):
@@ -86,24 +81,27 @@ def bfloat16_products(device):
     return torch.autocast("cpu", torch.bfloat16, enabled=device.type == "cpu" and rounds_by_autocast())
 
 
+def generators(device):
+    """{kind: (module, arguments)} of the random number generators that a run on `device` draws from."""
+    cards = {"cuda": (torch.cuda, (device,)), "mps": (torch.mps, ())}
+    return {"cpu": (torch, ())} | {kind: found for kind, found in cards.items() if kind == device.type}
+
+
 def rng_state(device):
     """The states of the random number generators that a run on `device` draws from, for set_rng_state."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type in ("cuda", "mps", "xpu"):
-        state[device.type] = getattr(torch, device.type).get_rng_state(*which_card(device))
-    return state
+    return {kind: module.get_rng_state(*which) for kind, (module, which) in generators(device).items()}
 
 
 def set_rng_state(state, device):
     """Puts the generators back to where rng_state(device) was taken; those of another kind of device stay as they are."""
-    torch.set_rng_state(state["cpu"])
-    if device.type in state and device.type != "cpu":
-        getattr(torch, device.type).set_rng_state(state[device.type], *which_card(device))
+    for kind, (module, which) in generators(device).items():
+        if kind in state:
+            module.set_rng_state(state[kind], *which)
 
 
-def which_card(device):
-    """The arguments that say which of several cards is meant; of MPS there is but one."""
-    return () if device.type == "mps" else (device,)
+def progress(iterable=None, **options):
+    """A tqdm bar in plain text, in a terminal and in a notebook alike: widgets would break the saved notebook."""
+    return tqdm(iterable, file=sys.stdout, ncols=110, mininterval=0.5, **options)
 
 
 class Captured:
@@ -111,7 +109,7 @@ class Captured:
 
     The first three calls are plain ones, in which libraries set themselves up; then the step is captured, and from there on
     replayed. So step() must do the same on the card every time, with tensors at the same places. It may draw random numbers.
-    data: the Digits that it takes its one batch from, if any; their shuffle is Python's work and goes on outside the graph.
+    data: the Pictures that it takes its one batch from, if any; their shuffle is Python's work and goes on outside the graph.
     """
 
     def __init__(self, step, data=None):

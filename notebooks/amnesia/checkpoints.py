@@ -1,0 +1,237 @@
+"""Files: whole or not there, checked before they are believed, each with what it was made from; and where they live.
+
+A checkpoint is a plain dict that torch.load(path, weights_only=True) opens: kind, name, format, state (tensors), config
+(rebuilds the object), settings (the parameters that made it), lineage (name and SHA-256 of each file that it was made
+from), code (SHA-256 of a notebook's own functions that made it), metrics, versions. An evaluation is the same as JSON.
+"""
+
+import hashlib
+import io
+import json
+import os
+import platform
+import re
+import secrets
+import sys
+import time
+import zipfile
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+
+from .device import hardware
+
+FORMAT = 1
+ROOT = Path(__file__).resolve().parents[2]                  # of a clone: the folder that holds notebooks/
+CLONE = (ROOT / "checkpoints" / "released").is_dir()        # else pip has installed the package, and the files elsewhere
+RELEASED = ROOT / "checkpoints" / "released" if CLONE else Path(sys.prefix, "share", "selective-amnesia", "released")
+HOME = ROOT if CLONE else Path.cwd()
+SOURCE = re.compile(r"model-\w+\.py").fullmatch             # what the source of a reader's model is called
+OF_WEIGHTS = "cvae", "fim", "amnesiac", "classifier", "denoiser"
+DRIVE = Path("/content/drive")                              # where Colab mounts Google Drive
+MADE_BY = {"cvae": "01_train_cvae", "model": "01_train_cvae", "fim": "02_compute_fim", "amnesiac": "03_forget",
+           "samples": "04_sample", "evaluation": "05_evaluate", "denoiser": "studies/4_elsewhere"}
+
+
+class WorkspaceError(RuntimeError):
+    """A file that is missing, damaged, not readable or writable, or made from other files than those it goes with."""
+
+
+def sha256(content):
+    """SHA-256 of bytes, or of a text."""
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+
+
+def kind_of(name):
+    """What a file holds, by its name: 'fim-cvae.pt' holds a 'fim'."""
+    return name.split(".")[0].split("-")[0]
+
+
+def refused(path, why):
+    """The WorkspaceError for a file that cannot be taken: why, and how to get a good one."""
+    kind = kind_of(path.name)
+    remedy = f"Run {MADE_BY[kind]}.ipynb to make it." if kind in MADE_BY else "No notebook makes it; a missing judge is trained."
+    return WorkspaceError(f"{path} {why} {remedy}")
+
+
+def retry(action):
+    """action(), and once more after a second if a drive refuses it; then raises what it said."""
+    with suppress(OSError):
+        return action()
+    time.sleep(1)
+    return action()
+
+
+def there(path):
+    """Whether there is a file at `path`. Raises WorkspaceError below a Google Drive that is not mounted: it cannot say, and
+    what is made there would be lost."""
+    if path.is_relative_to(DRIVE) and not os.path.ismount(DRIVE):
+        raise WorkspaceError(f"{path}: Google Drive is not mounted at {DRIVE}. Run “Set-up” and “This stage” again, or untick "
+                             "`use_drive`.")
+    return path.is_file()
+
+
+def write(path, content):
+    """Writes bytes beside `path` and moves them there, so that what is at `path` is whole at every moment.
+
+    Raises WorkspaceError, with what was there untouched, when the disk is full, read-only or gone.
+    """
+    there(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        retry(lambda: temporary.write_bytes(content))
+        retry(lambda: os.replace(temporary, path))
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise WorkspaceError(f"{path} could not be written ({error}). What was there before is untouched. See that its drive is "
+                             "there and has room, then run this cell again: a run goes on from its last progress.") from error
+
+
+@contextmanager
+def alone(path):
+    """Within it no other run that asks keeps or replaces the file at `path`. A lock of a minute ago is of a run that died."""
+    lock, begun = path.with_name(f".{path.name}.lock"), time.time()
+    while True:
+        with suppress(FileExistsError):
+            os.close(os.open(lock, os.O_CREAT | os.O_EXCL))
+            break
+        time.sleep(0.05)
+        if time.time() - begun > 60:
+            lock.unlink(missing_ok=True)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+def pack(name, content):
+    """The bytes of a file of this name: torch.save's, or JSON with a checksum, so that no altered number passes."""
+    versions = {"python": platform.python_version(), "torch": str(torch.__version__), "hardware": hardware()}
+    content = {"kind": kind_of(name), "name": name, "format": FORMAT, **content, "versions": versions}
+    if name.endswith(".json"):
+        return json.dumps({**content, "sha256": sha256(json.dumps(content))}, indent=1).encode()
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
+
+
+def unpack(name, packed):
+    """The dict in these bytes. Raises ValueError, or whatever else, for what is cut off, altered, or not of this project."""
+    if name.endswith(".json"):
+        content = json.loads(packed)
+        intact = content.pop("sha256") == sha256(json.dumps(content))
+    else:
+        with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+            intact = archive.testzip() is None              # torch.load does not look at the archive's checksums
+        content = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True) if intact else None
+    if not intact:
+        raise ValueError("wrong checksum")
+    if (content["name"], content["format"]) != (name, FORMAT) or not {"settings", "lineage"} <= content.keys():
+        raise ValueError(f"saved as {content['name']} of format {content['format']}; here format {FORMAT} is read")
+    if kind_of(name) in OF_WEIGHTS and not all(value.isfinite().all() for value in content["state"].values()):
+        raise ValueError("its state holds numbers that are not finite")
+    return content
+
+
+class Saved:
+    """A file that was read and checked: its path, name, digest (SHA-256), and its entries as attributes: saved.state, ...
+
+    packed: its bytes, if they are known. Raises WorkspaceError if it could not be read, is damaged, or is not what its name
+    says. No message asks anyone to delete a file: it may be the reader's own, of another project.
+    """
+
+    def __init__(self, path, packed=None):
+        self.path, self.name = path, path.name
+        there(path)
+        try:
+            packed = packed or retry(path.read_bytes)       # once: another run may replace the file at any moment
+            self.digest, self.content = sha256(packed), unpack(self.name, packed)
+        except (OSError, MemoryError) as error:
+            raise WorkspaceError(f"{path} could not be read ({error}). Nothing says that it is damaged: see that its drive is "
+                                 "there and that you may read it, then run this cell again.") from error
+        except Exception as error:                          # bytes that were tampered with can raise anything
+            why = error if type(error) is ValueError else type(error).__name__
+            raise refused(path, f"is damaged, or no file of this project ({why}). Move it away.") from error
+
+    def __getattr__(self, key):
+        """An entry. Python asks here only for what is no attribute, so no entry can pass for the path or the digest."""
+        try:
+            return vars(self)["content"][key]
+        except KeyError:
+            raise AttributeError(f"{vars(self).get('path')} holds no {key!r}") from None
+
+    def build(self, cls, device):
+        """The object that was saved: cls(**config) with its state, on `device`, in eval mode.
+
+        A model that was defined in notebook 01 is of the class of that name in the source beside the file: the reader's own
+        code, which is run. Raises WorkspaceError for what cannot be rebuilt, or another source than the one it was made from.
+        """
+        for path in map(self.path.with_name, filter(SOURCE, self.lineage)):
+            if not there(path) or sha256(path.read_bytes()) != self.lineage[path.name]:
+                raise refused(path, f"defines the model of {self.path}, and is not there any more, or another.")
+            namespace = {"__name__": "model"}
+            exec(compile(path.read_text(), str(path), "exec"), namespace)
+            cls = namespace.get(cls.__name__, cls)
+        try:
+            built = cls(**self.config)
+            built.load_state_dict(self.state)
+        except Exception as error:                          # whatever a reader's own class raises
+            raise WorkspaceError(f"{self.path} holds no {cls.__name__} that {cls.__name__}(**config) rebuilds: {error}") from error
+        return built.to(device).eval()
+
+
+class Workspace:
+    """The folder that holds a reader's own files: <folder>/checkpoints, <folder>/figures and <folder>/data.
+
+    folder: a path, a relative one below the project's folder (one place for all notebooks); or "auto": $AMNESIA_WORKSPACE
+    if set; on Colab My Drive/selective-amnesia if Drive is mounted; on Kaggle its working folder; else the project's. Files
+    of another data set than MNIST lie in a folder of its name inside checkpoints and figures. Raises ValueError for what is no
+    path, and WorkspaceError if it can't be written.
+    """
+
+    def __init__(self, folder="auto", use_drive=True, dataset="MNIST"):
+        if not isinstance(folder, str | os.PathLike) or not str(folder):
+            raise ValueError(f'workspace={folder!r}: expected a folder\'s path, or "auto".')
+        usual = "/kaggle/working" if HOME.is_relative_to("/kaggle/input") else HOME
+        if use_drive and DRIVE.exists() and not HOME.is_relative_to(DRIVE):
+            usual = DRIVE / "MyDrive" / "selective-amnesia"
+        folder = (os.environ.get("AMNESIA_WORKSPACE") or usual) if folder == "auto" else folder
+        part = "" if dataset == "MNIST" else dataset
+        self.folder, self.dataset, self.released = HOME / Path(folder).expanduser(), dataset, RELEASED / part
+        self.data, self.checkpoints, self.figures = (self.folder / "data", self.folder / "checkpoints" / part,
+                                                     self.folder / "figures" / part)
+        # Seconds between two saves of progress. Drive keeps every version that was replaced in its bin for a month.
+        self.save_seconds = 60 if self.folder.is_relative_to(DRIVE) else 8
+        for made in (self.checkpoints, self.figures):
+            there(made)
+            with suppress(OSError):                         # write says what is wrong
+                made.mkdir(parents=True, exist_ok=True)
+            write(made / ".writable", b"")
+
+    def find(self, name):
+        """The path of an input: the workspace's own file, else the released one, else None. Raises ValueError for a path."""
+        if not name or Path(name).name != name or name.startswith("."):
+            raise ValueError(f"{name!r}: expected a plain file name, such as 'cvae.pt'.")
+        return next((folder / name for folder in (self.checkpoints, self.released) if there(folder / name)), None)
+
+    def load(self, name, made_from=()):
+        """Reads an input: the workspace's own file, else the released one, as Saved.
+
+        made_from: Saved files that it must have been made from. Raises WorkspaceError if it is missing, damaged, or
+        was made from others, and names the notebook to run.
+        """
+        if not (path := self.find(name)):
+            raise refused(Path(name), f"is neither in {self.checkpoints} nor in {self.released}.")
+        saved = Saved(path)
+        for source in made_from:
+            if saved.lineage.get(source.name) != source.digest:
+                raise refused(path, f"was not made from this {source.path}, but from another, or {', '.join(saved.lineage)}.")
+        print(f"Using {'the released file ' * (path.parent != self.checkpoints)}{path}, made from {', '.join(saved.lineage)}")
+        return saved
+
+    def save_figure(self, name, content):
+        """Writes the bytes of a picture to the folder of figures and returns its path."""
+        write(self.figures / name, content)
+        return self.figures / name

@@ -1,0 +1,156 @@
+"""What a reader may set, checked; and the call that begins a notebook's stage with it."""
+
+from numbers import Integral
+
+from .checkpoints import Workspace, WorkspaceError
+from .data import SMALL, load_pictures, name_of
+from .device import pick_device
+from .evaluation import load_judge
+from .stages import Stage
+
+# From where to where a parameter may go. Where the ends are whole numbers, so must it be.
+RANGES = {"steps": (1, 10**7), "batch_size": (1, 10**5), "latent_dim": (1, 128), "n_samples": (1, 10**9),
+          "n_per_class": (2, 10**5), "seed": (0, 2**63 - 1), "learning_rate": (1e-12, 1e3), "weight_decay": (0.0, 1e3),
+          "dropout": (0.0, 0.99), "lam": (0.0, 1e12), "gamma": (0.0, 1e12)}
+CHOICES = {"overwrite": (True, False), "use_drive": (True, False), "full": (True, False),
+           "remember": ("distil", "replay"), "schedule": ("one-cycle", "constant")}
+# What shapes the file of each stage, and is recorded in it
+PARAMETERS = {"01": "dataset seed steps batch_size learning_rate schedule weight_decay dropout latent_dim",
+              "02": "dataset seed model n_samples",
+              "03": "dataset seed model forget steps batch_size learning_rate schedule lam gamma remember surrogate",
+              "04": "dataset seed model forget n_per_class", "05": "dataset seed model forget"}
+DIGITS = {"shape": [1, 28, 28], "classes": list("0123456789")}      # of files from before these were recorded
+
+
+def check_parameters(**parameters):
+    """Raises ValueError, naming the parameter, for what is no number of Python's own, or lies outside its range, and for
+    what is none of its choices: "no" would be taken for yes."""
+    for name in parameters.keys() & CHOICES.keys():
+        if not any(type(parameters[name]) is type(choice) and parameters[name] == choice for choice in CHOICES[name]):
+            raise ValueError(f"{name}={parameters[name]!r}: expected {' or '.join(map(repr, CHOICES[name]))}.")
+    for name in parameters.keys() & RANGES.keys():
+        value, (least, most) = parameters[name], RANGES[name]
+        kinds, expected = ([int], "a whole number") if type(least) is int else ([int, float], "a number")
+        if type(value) not in kinds or not least <= value <= most:    # NaN is in no range
+            note = ""
+            if isinstance(value, str):
+                note = " This is text: in Python write 0.3 (a point, no quotes); for papermill 1e-4 is text and 1.0e-4 a number."
+            elif hasattr(value, "dtype"):
+                note = f" Of NumPy's and torch's numbers, take {name}.item()."
+            raise ValueError(f"{name}={value!r}: expected {expected} from {least:,} to {most:,}.{note}")
+
+
+def labels_of(asked, classes, name="forget"):
+    """Labels or names of classes, one or several, as a sorted list of labels. Raises ValueError, naming the parameter."""
+    asked = asked.tolist() if hasattr(asked, "tolist") else asked
+    names = [each.casefold() for each in classes]
+    found = []
+    for each in asked if isinstance(asked, (list, tuple, set)) else [asked]:
+        each = each.tolist() if hasattr(each, "tolist") else each
+        if isinstance(each, str) and each.casefold() in names:
+            found.append(names.index(each.casefold()))
+        elif isinstance(each, Integral) and not isinstance(each, bool) and 0 <= each < len(classes):
+            found.append(int(each))
+        else:
+            hint = " This is text: give papermill a list with -y, not -p." if isinstance(asked, str) and "[" in asked else ""
+            raise ValueError(f"{name}={asked!r}: expected labels from 0 to {len(classes) - 1}, or names among "
+                             f"{', '.join(classes)}, as in {name}=[{0}] or {name}=[{classes[0]!r}].{hint}")
+    return sorted(set(found))
+
+
+def forget_from(saved, forget, classes):
+    """What the parameter `forget` asks of the model in a file (Saved): (forgotten, kept, before), sorted lists of labels.
+
+    before: what that model has forgotten already; it is in neither of the others. Raises ValueError unless something is
+    forgotten, and something kept.
+    """
+    before = sorted({*saved.settings.get("forget", []), *saved.settings.get("forgotten_before", [])})
+    forgotten = labels_of(forget, classes)
+    kept = [label for label in range(len(classes)) if label not in {*forgotten, *before}]
+    if not forgotten or not kept or set(before) & set(forgotten):
+        already = f" This model has forgotten {before} already." if before else ""
+        raise ValueError(f"forget={forget!r}: expected some of {len(classes)} classes, and not all.{already}")
+    return forgotten, kept, before
+
+
+class Begun(Stage):
+    """The stage of a notebook: its parameters are its attributes (stage.steps), and so are its inputs.
+
+    dev: the torch.device; store: the Workspace; classes: the names; shape: (channels, height, width); files: its inputs as
+    Saved, by "original", "fim", "amnesiac", "samples", "judge"; train, test: Pictures, for 01 and 05; forgotten, kept,
+    before: labels; tag: what files of these are called by, "0" or "3-8".
+    """
+
+    def load(self, *functions, model=None):
+        if late := [name for name, value in self.given.items() if repr(self.notebook.get(name)) != value]:
+            print(f"Changed since the cell “This stage”, and without effect until it is run again: {', '.join(late)}.")
+        return super().load(*functions, model=model)
+
+    def save(self, **content):
+        return super().save(**content, **({"pictures": self.pictures} if self.path.suffix == ".pt" else {}))
+
+
+def check_pictures(data, train, path):
+    """Raises WorkspaceError unless a model was trained on these pictures, by their digest in `data`; {} says nothing."""
+    small = train.name.startswith(SMALL) and any(name.startswith("MNIST") for name in data)     # it is a part of MNIST
+    if data and data.get(train.name) != train.digest and not small:
+        raise WorkspaceError(f"{path} was trained on {', '.join(data)}, which is not the {train.name} that `dataset` names now: "
+                             "choose that data set, or run 01_train_cvae.ipynb with this one.")
+
+
+def begin(number, notebook):
+    """Begins stage `number`, "01" to "05", of a notebook (its globals()): parameters, workspace, device, inputs, its file.
+
+    From here on a stage goes by these: a parameter that is changed later has no effect until this is called again, and
+    Begun.load says so. Returns Begun. Raises ValueError for a bad parameter, DataError for bad pictures, and WorkspaceError
+    for an input that is missing, damaged, or does not belong to the others.
+    """
+    names = PARAMETERS[number].split()
+    given = {name: notebook[name] for name in (*names, "overwrite", "use_drive", "workspace", "device")}
+    check_parameters(**given)
+    settings = {name: given[name] for name in names} | {"dataset": name_of(given["dataset"])}
+    store, dev = Workspace(given["workspace"], given["use_drive"], settings["dataset"]), pick_device(given["device"])
+    files, data, more = {}, [], {}
+    if number in ("01", "05"):
+        data = load_pictures(given["dataset"], store.data, dev)
+        more |= {"train": data[0], "test": data[1]}
+    if number == "01":
+        train, name = data.pop(0), "cvae.pt"
+        inputs = [train]
+        pictures = {"shape": [*train.shape], "classes": [*train.classes], "data": {train.name: train.digest}}
+    else:
+        model = given["model"]
+        if not isinstance(model, str) or model.endswith(".pt"):
+            raise ValueError(f"model={model!r}: expected the name of a checkpoint without its ending, such as 'cvae'.")
+        original, name = store.load(f"{model}.pt"), f"fim-{model}.pt"
+        files["original"] = original
+        if original.settings.get("dataset", settings["dataset"]) != settings["dataset"]:
+            raise ValueError(f"dataset={given['dataset']!r}, but {original.path} is of {original.settings['dataset']!r}: choose that.")
+        pictures = original.content.get("pictures", DIGITS | {"data": original.lineage if model == "cvae" else {}})
+    if number == "03":
+        files["fim"] = store.load(f"fim-{model}.pt", made_from=[original])
+    if number in ("03", "04", "05"):
+        forgotten, kept, before = forget_from(original, given["forget"], pictures["classes"])
+        tag = "-".join(map(str, sorted(before + forgotten)))
+        more |= {"forgotten": forgotten, "kept": kept, "before": before, "tag": tag}
+        settings["forget"] = forgotten
+        name = {"03": f"amnesiac-{tag}.pt", "04": f"samples-{tag}.pt", "05": f"evaluation-{tag}.json"}[number]
+    if number == "03":
+        settings["forgotten_before"] = before
+        if settings["surrogate"] != "noise":
+            settings["surrogate"], = labels_of(settings["surrogate"], pictures["classes"], "surrogate")
+            if settings["surrogate"] in forgotten:
+                raise ValueError(f"surrogate={given['surrogate']!r} is itself to be forgotten: choose a kept one.")
+    if number in ("04", "05"):
+        files["amnesiac"] = store.load(f"amnesiac-{tag}.pt", made_from=[original])
+    if number == "05":
+        files["samples"] = store.load(f"samples-{tag}.pt", made_from=[original, files["amnesiac"]])
+        check_pictures(pictures["data"], data[0], original.path)
+        files["judge"] = load_judge(store, dev, train=data[0])
+    if number != "01":
+        inputs = [*files.values(), *data]
+    stage = Begun(store, name, settings, inputs, given["overwrite"])
+    vars(stage).update(settings | more | {"files": files, "store": store, "dev": dev, "notebook": notebook,
+                                          "given": {key: repr(value) for key, value in given.items()}, "pictures": pictures,
+                                          "shape": tuple(pictures["shape"]), "classes": tuple(pictures["classes"])})
+    return stage

@@ -1,0 +1,158 @@
+"""A stage: is its file there, made in this very way; how far did an unfinished run get; and the saving of it."""
+
+import ast
+import inspect
+import json
+import linecache
+import textwrap
+import time
+from contextlib import suppress
+
+import torch
+
+from .checkpoints import SOURCE, Saved, WorkspaceError, alone, pack, sha256, there, write
+from .device import rng_state, set_rng_state
+
+
+def source_of(model):
+    """The text of the notebook's cell that defines a model's class; "" for a class of a module, which can be imported."""
+    cls = type(model)
+    if cls.__module__ != "__main__":
+        return ""
+    function = next(value for value in vars(cls).values() if inspect.isfunction(value))
+    return "".join(linecache.getlines(inspect.unwrap(function).__code__.co_filename))
+
+
+def code_of(*functions):
+    """{name: SHA-256} of these functions of a notebook and of those that they call: their code without its comments."""
+    found, left = {}, [inspect.unwrap(function) for function in functions]
+    while left:
+        function = left.pop()
+        if function.__module__ == "__main__" and function.__name__ not in found:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+            found[function.__name__] = sha256(ast.unparse(tree))
+            names = (function.__globals__.get(node.id) for node in ast.walk(tree) if isinstance(node, ast.Name))
+            left += [inspect.unwrap(value) for value in names if inspect.isfunction(value)]
+    return found
+
+
+class Stage:
+    """One stage's output file: is it there already, how far did an unfinished run get, and the saving of it.
+
+    name: the file that the stage makes; settings: the parameters that shape it, as plain values; inputs: what it is made
+    from (Saved, or anything with a name and a digest). What is recorded is what the stage was begun with.
+    """
+
+    def __init__(self, workspace, name, settings, inputs=(), overwrite=False):
+        self.path, self.overwrite, self.save_seconds = workspace.checkpoints / name, overwrite, workspace.save_seconds
+        self.saved, self.saved_at = None, time.monotonic()
+        self.record = {"settings": settings, "lineage": {source.name: source.digest for source in inputs}, "code": {}}
+        for source in inputs:                               # a reader's own model goes on to what is made from it
+            kept = getattr(source, "lineage", {})
+            self.record["lineage"] |= {name: kept[name] for name in filter(SOURCE, kept)}
+
+    @property
+    def unfinished(self):
+        """Where progress is saved: each set of settings has a file of its own, so runs side by side do not meet."""
+        return self.path.with_name(f"{self.path.stem}.{sha256(json.dumps(self.record))[:8]}.unfinished.pt")
+
+    def changes(self, saved):
+        """What tells a file from what this stage would make, in words: ["lam=4 (was 0.4)", "another cvae.pt", ...]."""
+        was = {key: saved.content.get(key, {}) for key in self.record}
+        words = {"settings": "{}={!r} (was {!r})", "lineage": "another {}", "code": "{}() was edited"}
+        return [words[key].format(name, now.get(name), was[key].get(name)) for key, now in self.record.items()
+                for name in sorted(now.keys() | was[key].keys()) if now.get(name) != was[key].get(name)]
+
+    def load(self, *functions, model=None):
+        """The finished file, as Saved, if it was made with these settings, inputs and this code; else None.
+
+        functions: those of the notebook that shape the result; model: that of notebook 01, untrained, whose class is part of
+        it. A model that could not be read again raises WorkspaceError here, before it is trained.
+        """
+        self.record["code"] = code_of(*functions)
+        if model is not None:
+            self.rehearse(model)
+        if self.saved and not self.changes(self.saved):     # made by this very kernel, whatever lies there by now
+            return self.saved
+        if self.overwrite or not there(self.path):
+            return None
+        saved = Saved(self.path)
+        if found := self.changes(saved):
+            print(f"{self.path} is another run's, and will be kept beside the new one: {', '.join(found)}")
+            return None
+        print(f"Loaded, not made again: {self.path}, of these settings and this code (overwrite=True makes it again)")
+        return saved
+
+    def rehearse(self, model):
+        """Saves an untrained model's source, packs the model, reads it again and rebuilds it. Raises WorkspaceError."""
+        kept = {name: digest for name, digest in self.record["lineage"].items() if not SOURCE(name)}
+        source = source_of(model)
+        name = f"model-{sha256(source)[:8]}.py"
+        self.record["lineage"] = kept | ({name: sha256(source)} if source else {})
+        try:
+            if source:
+                write(self.path.with_name(name), source.encode())
+            content = {**self.record, "state": model.state_dict(), "config": model.config}
+            Saved(self.path, pack(self.path.name, content)).build(type(model), "cpu")
+        except Exception as error:
+            raise WorkspaceError(f"This {type(model).__name__} could not be read again once it is saved, so it is not trained. "
+                                 "Its class must be defined in one cell that holds all it needs, imports too, and have `config`,"
+                                 f" from which {type(model).__name__}(**config) rebuilds it. ({error})") from error
+
+    def save(self, **content):
+        """Saves the finished stage and returns it as Saved: state, config and metrics for a .pt, plain values for a .json.
+
+        A finished file of other settings, inputs or code is kept, under a name that has the first digits of its digest.
+        """
+        packed = pack(self.path.name, {**self.record, **content})
+        saved = Saved(self.path, packed)                    # checked before it is written
+        with alone(self.path):
+            if there(self.path) and sha256(old := self.path.read_bytes()) != saved.digest:
+                with suppress(WorkspaceError):
+                    if self.changes(Saved(self.path, old)):
+                        kept = self.path.with_name(f"{self.path.stem}.{sha256(old)[:8]}{self.path.suffix}")
+                        write(kept, old)
+                        print(f"{self.path.name} was another run's: kept as {kept}")
+            write(self.path, packed)
+        with suppress(OSError):                             # what is left of it does no harm
+            self.unfinished.unlink(missing_ok=True)
+        self.saved = saved
+        return saved
+
+    @property
+    def due(self):
+        """Is it time to save progress again?"""
+        return time.monotonic() - self.saved_at > self.save_seconds
+
+    def save_progress(self, parts, done, device):
+        """Saves an unfinished run after so many steps, for resume. A save that fails is a warning: the next one may succeed.
+
+        parts: what the run consists of, each by its name: a dict, or anything with state_dict and load_state_dict.
+        """
+        states = {name: part if isinstance(part, dict) else part.state_dict() for name, part in parts.items()}
+        content = {**self.record, **states, "done": done, "rng": rng_state(device)}
+        try:
+            write(self.unfinished, pack(self.unfinished.name, content))
+        except WorkspaceError as error:
+            print(f"Progress was not saved, and training goes on: {error}")
+        self.saved_at = time.monotonic()
+
+    def resume(self, parts, device):
+        """Puts these parts, and the random state of `device`, back to where save_progress last saved this very run.
+
+        Returns how many steps are done: 0 for a fresh start.
+        """
+        try:
+            saved = Saved(self.unfinished)
+        except WorkspaceError as error:
+            print(f"Starting anew: {error}") if there(self.unfinished) else None
+            return 0
+        for name, part in parts.items():
+            state = saved.content[name]
+            if isinstance(part, dict):
+                part.update({key: x.to(device) if isinstance(x, torch.Tensor) else x for key, x in state.items()})
+            else:
+                part.load_state_dict(state)
+        set_rng_state(saved.rng, device)
+        print(f"Going on from step {saved.done:,}, saved in {self.unfinished}")
+        return saved.done
