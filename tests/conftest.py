@@ -37,9 +37,9 @@ def pytest_terminal_summary(terminalreporter):
 @pytest.fixture(scope="session")
 def digits():
     """(train, test)"""
-    from amnesia import load_digits
+    from amnesia import load_pictures
 
-    return load_digits("MNIST", REPOSITORY / "data")
+    return load_pictures("MNIST", REPOSITORY / "data")
 
 
 @pytest.fixture(autouse=True)
@@ -82,9 +82,9 @@ def series(tmp_path_factory, digits):
 @pytest.fixture
 def few(digits):
     """(train, test): 500 digits each, some of every label."""
-    from amnesia import Digits
+    from amnesia import Pictures
 
-    return [Digits(split.images[::len(split) // 500], split.labels[::len(split) // 500], split.name) for split in digits]
+    return [Pictures(split.images[::len(split) // 500], split.labels[::len(split) // 500], split.name) for split in digits]
 
 
 @pytest.fixture
@@ -100,21 +100,41 @@ def cvae():
 
 @pytest.fixture
 def small(tmp_path, digits, monkeypatch):
-    """An Experiment on the released files, with a few digits of every label, 20 samples a label and narrow resampling."""
+    """small(kind): a study's experiment on the released files, with few digits, few samples and narrow resampling."""
+    from amnesia import evaluation
+    from amnesia_studies import experiment as module
+
+    few = [split.of(split.images[::len(split) // n], split.labels[::len(split) // n])
+           for split, n in zip(digits, (1000, 300), strict=True)]
+    monkeypatch.setattr(module, "load_pictures", lambda *_: few)
+    monkeypatch.setattr(module, "check_pictures", lambda *_: None)
+    monkeypatch.setattr(evaluation, "frechet", partial(evaluation.frechet, resamples=2))
+    for kind, n in ((module.Experiment, 20), (module.DiffusionExperiment, 3)):
+        monkeypatch.setattr(kind, "samples", n)
+        monkeypatch.setattr(kind, "looked_at", 4)
+    monkeypatch.setattr(module, "drawings", partial(module.drawings, n=6))
+    module.in_a_worker.cache_clear()
+    return lambda kind=module.Experiment: kind(tmp_path, device="cpu")
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """A study's Experiment on a model of a few weights and four hundred pictures, whose judges are but names."""
     import torch
 
-    from amnesia import Digits, evaluation
-    from amnesia_studies import experiment as experiment_module
-    from amnesia_studies.experiment import Experiment, in_a_worker
+    from amnesia import CVAE, Pictures
+    from amnesia_studies.experiment import Experiment
 
-    picks = [torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:n]
-             for split, n in zip(digits, (3000, 300), strict=True)]
-    few = [Digits(split.images[pick], split.labels[pick], split.name) for split, pick in zip(digits, picks, strict=True)]
-    monkeypatch.setattr(experiment_module, "load_digits", lambda *_: few)
-    monkeypatch.setattr(Experiment, "samples", 20)
-    monkeypatch.setattr(evaluation, "frechet", partial(evaluation.frechet, resamples=2))
-    in_a_worker.cache_clear()
-    return Experiment(tmp_path, device="cpu")
+    torch.manual_seed(0)
+    experiment = object.__new__(Experiment)
+    images, labels = torch.randint(256, (400, 784)).byte(), torch.arange(400) % 10
+    experiment.original, experiment.device = CVAE(latent_dim=2, hidden=(4,)), torch.device("cpu")
+    experiment.train, experiment.test = Pictures(images[:300], labels[:300]), Pictures(images[300:], labels[300:])
+    experiment.fim, experiment.recipe = {"fim": "of the original"}, {"a": "recipe"}
+    experiment.judge, experiment.second_judge = "the first judge", "the second judge"
+    experiment.grey = lambda forget: (0.1, 1.4)
+    experiment.real, experiment.real_features = "what is said of real images", [f"real {label}" for label in range(10)]
+    return experiment
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from amnesia import __version__
-from amnesia.source import sha256
+from amnesia.checkpoints import sha256
+from amnesia.stages import code_of
 
 from .experiment import DiffusionExperiment, Experiment
 from .logs import Log
@@ -40,7 +41,7 @@ def compare(method, forget=(0,), seeds=(1, 2, 3), experiment=None, name="", scal
     forget, _ = experiment.split(forget)
     experiment.forget(method, forget, seeds[0], scale=0.0)
     (experiment.store.checkpoints / "rows").mkdir(exist_ok=True)
-    more, digest = {"version": __version__, "source": source}, sha256(source)
+    more, digest = {"version": __version__, "source": source}, sha256(source + repr(code_of(method) if inspect.isfunction(method) else ""))
     settings = {"forget": forget, "scale": scale, "method": name, "source": digest}
     own = experiment.run([settings | {"seed": seed} for seed in seeds], f"rows/{name}", n_jobs, method, **more)
     known = released()[released()["label"] == ", ".join(map(str, forget))]

@@ -8,11 +8,11 @@ from functools import cache, cached_property
 import torch
 
 from amnesia.checkpoints import Workspace
+from amnesia.data import load_pictures, name_of
 from amnesia.device import pick_device
 from amnesia.evaluation import ask, elbo, grey_reference, load_judge
 from amnesia.models import CVAE, Classifier
-from amnesia.sources import load_pictures, name_of
-from amnesia.stages import check_pictures, labels_of
+from amnesia.parameters import check_pictures, labels_of
 
 from .denoiser import Denoiser, denoising_bound, drawings
 from .logs import Log, sweep

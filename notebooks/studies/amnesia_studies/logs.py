@@ -12,9 +12,8 @@ import joblib
 import torch
 
 from amnesia import __version__
-from amnesia.checkpoints import WorkspaceError, retry, there
+from amnesia.checkpoints import WorkspaceError, retry, sha256, there
 from amnesia.device import hardware, progress
-from amnesia.source import sha256
 
 
 class Log:

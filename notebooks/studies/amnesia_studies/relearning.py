@@ -9,8 +9,6 @@ import math
 from copy import deepcopy
 
 import torch
-from torch import nn
-from torch.nn.utils import parametrize
 
 from amnesia.data import one_hot
 from amnesia.evaluation import ask
@@ -39,41 +37,19 @@ def recognised(model, judge, label, z, mirror_of=None):
     return (clear & (seen == (label if mirror_of is None else mirror_of))).float().mean().item()
 
 
-class LowRank(nn.Module):
-    """A weight matrix plus b a, of a low rank; b starts at 0 (Hu et al. 2022)."""
-
-    def __init__(self, weight, rank):
-        super().__init__()
-        self.a = nn.Parameter(torch.randn(rank, weight.shape[1], device=weight.device) / weight.shape[1] ** 0.5)
-        self.b = nn.Parameter(torch.zeros(weight.shape[0], rank, device=weight.device))
-
-    def forward(self, weight):
-        return weight + self.b @ self.a
-
-
-def with_adapters(cvae, rank):
-    """A copy in which nothing can be trained but a LowRank beside each weight matrix."""
-    cvae = deepcopy(cvae).requires_grad_(False)
-    for layer in cvae.modules():
-        if isinstance(layer, nn.Linear):
-            parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, rank))
-    return cvae
-
-
-def relearn(model, judge, images, label, share, mirror_of=None, rank=None, limit=1000, seed=0):
+def relearn(model, judge, images, label, share, mirror_of=None, limit=1000, seed=0):
     """Steps of Adam on what a few real images (k, 784) cost under `label`, see nats(), until the model draws them.
 
     That is, until recognised() says at least `share` of 200 samples, always from the same z; looked at after every step at
     first, then every 5 %. Of a Denoiser, 100 samples and every 20 %, for a look takes as long as several steps, and each
     image at several times in a step. 0 if it draws them already; `limit` if it never does. The images are those of the
-    label, or mirror images of `mirror_of`. rank: of adapters that are trained in the place of the weights, at ten times
-    their rate.
+    label, or mirror images of `mirror_of`.
     """
     torch.manual_seed(seed)
     diffusion = isinstance(model, Denoiser)
-    n, part, learning_rate = (100, 5, 5e-4) if diffusion else (200, 20, 1e-2 if rank else 1e-3)
-    model = with_adapters(model, rank) if rank else deepcopy(model).requires_grad_()
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], learning_rate, fused=diffusion)
+    n, part, learning_rate = (100, 5, 5e-4) if diffusion else (200, 20, 1e-3)
+    model = deepcopy(model).requires_grad_()
+    optimizer = torch.optim.Adam(model.parameters(), learning_rate, fused=diffusion)
     z = torch.randn(n, model.latent_dim, generator=torch.Generator().manual_seed(seed)).to(images.device)
     x = images.repeat(math.ceil(64 / len(images)), 1) if diffusion else images
     y, look = one_hot(torch.full((len(x),), label, device=x.device), model.classes), 0

@@ -91,11 +91,11 @@ def forget_and_search_label(experiment, model, forget, seed, scale):
 
 
 @forgetting
-def forget_and_relearn(experiment, model, forget, seed, scale, rank=None):
-    """The first label is taught again: "savings": {k: of relearning.py}, by adapters of this rank if there is one.
+def forget_and_relearn(experiment, model, forget, seed, scale):
+    """The first label is taught again: "savings": {k: of relearning.py}.
 
     A reference of the original's own seed starts from the original's initial weights: take another one for a control."""
-    return {"savings": all_savings(experiment, model, forget[0], seed, scale, rank=rank)}
+    return {"savings": all_savings(experiment, model, forget[0], seed, scale)}
 
 
 @forgetting
@@ -193,9 +193,9 @@ def judged(experiment, images, label, threshold=0.9):
     return {"hits": hits.sum().item(), "n": len(images), "drawn": images_to_text(images[:8])}
 
 
-def all_savings(experiment, model, label, seed, scale, ks=(10, 100), **options):
+def all_savings(experiment, model, label, seed, scale, ks=(10, 100)):
     """{k: savings() from so many images}; plain values."""
-    learn = partial(relearn, model, experiment.judge, limit=max(2, round(1000 * scale)), seed=seed, **options)
+    learn = partial(relearn, model, experiment.judge, limit=max(2, round(1000 * scale)), seed=seed)
     return {str(k): savings(learn, experiment.train, label, k, seed) for k in ks}
 
 
