@@ -1,5 +1,5 @@
 """The objective, term by term: what a loss is worth and where it pulls, against torch.distributions in float64 on the very
-images, labels and latents that it drew. Notebook 03's cells, notebook 01's, and every method of the studies that trains."""
+images, labels and latents that it drew. Notebook 03's cells and notebook 01's; test_methods.py has the studies' methods."""
 
 from copy import deepcopy
 
@@ -11,13 +11,6 @@ from torch.distributions import Bernoulli, Normal, kl_divergence
 
 import amnesia
 from amnesia import CVAE, Stage, Workspace, diagonal_fisher, one_hot
-from amnesia_studies.methods.adversarial import adversarial, inner_inversion
-from amnesia_studies.methods.ascent import CEILING, naive, neggrad
-from amnesia_studies.methods.distillation import distilled, steered
-from amnesia_studies.methods.editing import label_edit
-from amnesia_studies.methods.relabelling import feature, random_label
-from amnesia_studies.methods.selective_amnesia import selective_amnesia
-from amnesia_studies.methods.task import Task
 
 
 class Watched:
@@ -97,12 +90,11 @@ def pull(value, cvae):
 
 
 def assert_terms(terms, expected, model):
-    """The same names in the same order, the same values, and the same gradients; that of the springs is in p.grad."""
+    """The same names in the same order, the same values, and the same gradients."""
     assert list(terms) == list(expected)
-    written = torch.cat([p.grad.flatten().double() for p in model.cvae.parameters()]) if "protect" in terms else None
     for name in terms:
         assert terms[name].item() == pytest.approx(expected[name].item(), rel=1e-4, abs=1e-4), name
-        pulls = [written if name == "protect" else pull(terms[name], model.cvae), pull(expected[name], model.exact)]
+        pulls = [pull(terms[name], model.cvae), pull(expected[name], model.exact)]
         assert (pulls[0] - pulls[1]).norm() <= 1e-3 * pulls[1].norm() + 1e-6, f"{name} pulls elsewhere"
 
 
@@ -226,220 +218,6 @@ def test_notebook_01_scores_the_whole_image_and_shows_the_encoder_less(tmp_path,
     torch.testing.assert_close(seen[seen > 0], torch.full_like(seen[seen > 0], 1 / 0.8), rtol=1e-5, atol=0)
     reconstruction, kl = elbo_terms(model, torch.arange(10), x.double())
     assert_terms(terms, {"reconstruction": reconstruction.mean(), "kl": kl.mean()}, model)
-
-
-@pytest.fixture
-def studied(digits):
-    """studied(method, **options): (terms, original, model, task) of the loss that it minimises, on a model on its way."""
-    def capture(method, **options):
-        torch.manual_seed(0)
-        original = moved(CVAE(latent_dim=4, hidden=(32, 16)), by=2.0)
-        fim = {name: torch.rand_like(p) for name, p in original.named_parameters()}
-        task, caught = Task(original, fim, digits[0], FORGOTTEN, KEPT), []
-        task.minimise = lambda cvae, loss, **_: caught.append((cvae, loss)) or cvae
-        method(task, **options)
-        (cvae, loss), = caught
-        assert cvae is not original
-        with torch.no_grad():
-            moved(cvae, by=0.3)
-        watched = Watched(original), Watched(cvae)
-        torch.manual_seed(3)
-        return loss(), *watched, task
-
-    return capture
-
-
-def assert_replayed(original, x, share):
-    """Images (n, 784) are the frozen copy's, a `share` drawn pixel by pixel, the rest means: returns their labels."""
-    (z, y, logits), = (call for call in original.decoded if len(call[0]) == len(x))
-    n, mean = int(share * len(x)), logits.sigmoid()
-    drawn = x[:n]
-    assert z.mean().abs() < 0.2 and 0.8 < z.std() < 1.2 and torch.allclose(x[n:], mean[n:], atol=1e-6)
-    assert set(drawn.unique().tolist()) <= {0, 1}
-    if n:                                                               # of a regression on the means, the line is y = x
-        centred = mean[:n] - mean[:n].mean()
-        assert (drawn * centred).sum() / centred.square().sum() == pytest.approx(1, abs=0.05)
-        assert (drawn - mean[:n]).mean().abs() < 0.01
-    return y.argmax(1)
-
-
-SELECTIVE = {"as it is": {}, "a quarter drawn": {"drawn": 0.25, "lam": 0.7, "gamma": 0.6},
-             "none drawn": {"drawn": 0.0}, "springs alike": {"importance": "identity"}}
-
-
-@pytest.mark.parametrize("options", SELECTIVE.values(), ids=SELECTIVE)
-def test_selective_amnesia(studied, options):
-    terms, original, model, task = studied(selective_amnesia, **options)
-    (x, y, *_), (shown, told, *_) = (model.told(model.encoded, labels) for labels in (FORGOTTEN, KEPT))
-    assert_noise_pairs(x, y)
-    assert len(x) == 48 and torch.equal(assert_replayed(original, shown, options.get("drawn", 0.75)), told.argmax(1))
-    assert_drawn_alike(told, KEPT)
-    forget, remember = (sum(elbo_terms(model, labels)).mean() for labels in (FORGOTTEN, KEPT))
-    fim = alike(task.fim) if "importance" in options else task.fim
-    assert_terms(terms, {"forget": forget, "remember": options.get("gamma", 1.0) * remember,
-                         "protect": spring(original, model, fim, options.get("lam", 0.4))}, model)
-
-
-def alike(fim):
-    """The mean of all in the place of each."""
-    mean = torch.cat([f.flatten() for f in fim.values()]).double().mean()
-    return {name: mean.expand(f.shape) for name, f in fim.items()}
-
-
-def test_selective_amnesia_without_replay(studied):
-    terms, original, model, task = studied(selective_amnesia, lam=0.7, gamma=0.0)
-    assert not len(model.told(model.encoded, KEPT)[0])
-    assert_terms(terms, {"forget": sum(elbo_terms(model, FORGOTTEN)).mean(),
-                         "protect": spring(original, model, task.fim, 0.7)}, model)
-
-
-@pytest.fixture
-def noise(monkeypatch):
-    """The images of uniform noise that are drawn from now on."""
-    drawn = []
-
-    def noting(function):
-        def draw(*size, **options):
-            drawn.append(function(*size, **options))
-            return drawn[-1]
-        return draw
-
-    for name in ("rand", "rand_like"):
-        monkeypatch.setattr(torch, name, noting(getattr(torch, name)))
-    return lambda: torch.cat([images for images in drawn if images.ndim == 2 and images.shape[1] == 784]).double()
-
-
-def test_the_prior_in_the_place_of_q(studied, noise):
-    """Then the surrogate's bound is its reconstruction alone, from z of the prior; replay's is as it was."""
-    terms, original, model, task = studied(selective_amnesia, lam=0.7, posterior="prior")
-    z, y, _ = model.told(model.decoded, FORGOTTEN)
-    assert torch.equal(*y.chunk(2)) and len(z) == 48 and z.mean().abs() < 0.2 and 0.8 < z.std() < 1.2
-    assert not len(model.told(model.encoded, FORGOTTEN)[0])
-    x = torch.cat([noise(), 1 - noise()])
-    assert_terms(terms, {"forget": nll(model.exact, z, y, x).mean(), "remember": sum(elbo_terms(model, KEPT)).mean(),
-                         "protect": spring(original, model, task.fim, 0.7)}, model)
-
-
-def test_reach_mixes_a_little_of_a_kept_label_in(studied):
-    terms, original, model, task = studied(selective_amnesia, reach=0.3)
-    _, y, *_ = model.told(model.encoded, FORGOTTEN)
-    assert len(y) == 48 and (y.sum(1) - 1).abs().max() < 1e-6
-    largest, at = y.topk(3, dim=1)
-    assert not largest[:, 2].any() and largest[:, 1].min() < 0.05 and 0.25 < largest[:, 1].max() < 0.3
-    assert torch.isin(at[:, 0], FORGOTTEN).all() and torch.isin(at[:, 1], KEPT).all()
-    assert_terms(terms, {"forget": sum(elbo_terms(model, FORGOTTEN)).mean(), "remember": sum(elbo_terms(model, KEPT)).mean(),
-                         "protect": spring(original, model, task.fim, 0.4)}, model)
-
-
-DISTILLED = {"as it is": {}, "decoder": {"only": "decoder", "lam": 0.7, "batch_size": 80}, "encoder": {"only": "encoder"}}
-
-
-@pytest.mark.parametrize("options", DISTILLED.values(), ids=DISTILLED)
-def test_distillation(studied, options):
-    terms, original, model, task = studied(distilled, **options)
-    x, y, *_ = model.told(model.encoded, FORGOTTEN)
-    assert_noise_pairs(x, y)
-    decoder, encoder = divergence(original, model, KEPT)
-    z, told, _ = model.told(model.decoded, KEPT)
-    assert (len(x), len(z)) == (48, options.get("batch_size", 96)) and torch.equal(original.asked(z)[0], told)
-    assert_drawn_alike(told, KEPT)
-    remember = {"decoder": decoder, "encoder": encoder}.get(options.get("only"), decoder + encoder)
-    assert_terms(terms, {"forget": sum(elbo_terms(model, FORGOTTEN)).mean(), "remember": remember.mean(),
-                         "protect": spring(original, model, task.fim, options.get("lam", 0.3))}, model)
-
-
-def test_adversarial_amnesia_pulls_at_what_its_inner_adversary_finds(studied, monkeypatch):
-    """No spring, and a fourth term: by how much the cost of what is found, told here, lies under the floor, on average."""
-    class Told:
-        def __init__(self, cvae, images, y, fixed=False):
-            self.bias, self.restarts, self.k = cvae.decoder[-1].bias, len(y), len(images)
-
-        def step(self):
-            return torch.full((self.restarts, self.k), 17.0)
-
-        def costs(self):
-            return (self.bias[:self.restarts, None] + torch.tensor([[16.0], [18.0]]).repeat(self.restarts // 2, 1)
-                    ).expand(-1, self.k)
-
-    monkeypatch.setitem(inner_inversion.__globals__, "Inversion", Told)
-    terms, original, model, task = studied(adversarial)
-    found = (17 - model.exact.decoder[-1].bias[:8:2] - 16).sum() / 8
-    assert (model.exact.decoder[-1].bias[:8].abs() < 1).all()
-    assert_terms(terms, {"forget": sum(elbo_terms(model, FORGOTTEN)).mean(),
-                         "remember": sum(divergence(original, model, KEPT)).mean(),
-                         "protect": spring(original, model, task.fim, 0.0), "invert": found}, model)
-
-
-def test_steering_teaches_each_forgotten_label_the_answers_to_one_kept_label(studied):
-    terms, original, model, task = studied(steered, lam=0.7, batch_size=80)
-    z, told, _ = model.told(model.decoded, FORGOTTEN)
-    taught = {(a, b) for a, b in zip(told.argmax(1).tolist(), original.asked(z)[0].argmax(1).tolist(), strict=True)}
-    assert sorted(a for a, _ in taught) == [3, 8] and {b for _, b in taught} <= set(KEPT.tolist())
-    z, kept, _ = model.told(model.decoded, KEPT)
-    assert torch.equal(original.asked(z)[0], kept) and len(kept) == 80 and len(told) == 48
-    assert_terms(terms, {"forget": sum(divergence(original, model, FORGOTTEN)).mean(),
-                         "remember": sum(divergence(original, model, KEPT)).mean(),
-                         "protect": spring(original, model, alike(task.fim), 0.7)}, model)
-
-
-def test_naive_ascent(studied):
-    terms, original, model, task = studied(naive)
-    forget, remember = (sum(elbo_terms(model, labels)) for labels in (FORGOTTEN, KEPT))
-    for labels in (FORGOTTEN, KEPT):
-        shown, told, *_ = model.told(model.encoded, labels)
-        assert torch.equal(assert_replayed(original, shown, 0.75), told.argmax(1))
-        assert_drawn_alike(told, labels)
-    assert (len(forget), len(remember)) == (48, 384) and forget.min() < CEILING < forget.max()
-    assert_terms(terms, {"forget": -forget.clamp_max(CEILING).mean(), "remember": remember.mean(),
-                         "protect": spring(original, model, task.fim, 0.4)}, model)
-
-
-def test_neggrad_takes_real_digits(studied):
-    terms, _, model, task = studied(neggrad)
-    forget, remember = (sum(elbo_terms(model, labels)) for labels in (FORGOTTEN, KEPT))
-    assert (len(forget), len(remember)) == (48, 384)
-    assert_terms(terms, {"forget": -forget.clamp_max(CEILING).mean(), "remember": remember.mean()}, model)
-    for labels in (FORGOTTEN, KEPT):
-        shown, told, *_ = model.told(model.encoded, labels)
-        real = {label: {row.numpy().tobytes() for row in task.train.only([label]).images} for label in labels.tolist()}
-        pixels = (255 * shown).round().byte()
-        assert all(row.numpy().tobytes() in real[label] for row, label in zip(pixels, told.argmax(1).tolist(), strict=True))
-
-
-def test_random_labels_are_images_of_kept_labels_under_the_forgotten(studied):
-    terms, original, model, _ = studied(random_label)
-    for labels in (FORGOTTEN, KEPT):
-        shown, told, *_ = model.told(model.encoded, labels)
-        asked = assert_replayed(original, shown, 0.75)
-        assert_drawn_alike(one_hot(asked), KEPT), assert_drawn_alike(told, labels)
-        assert torch.equal(asked, told.argmax(1)) == (labels is KEPT)
-    forget, remember = (sum(elbo_terms(model, labels)) for labels in (FORGOTTEN, KEPT))
-    assert (len(forget), len(remember)) == (48, 384)
-    assert_terms(terms, {"forget": forget.mean(), "remember": remember.mean()}, model)
-
-
-def test_feature_unlearning(studied):
-    terms, original, model, _ = studied(feature)
-    expected = {}
-    for name, labels, n in (("forget", FORGOTTEN, 48), ("remember", KEPT, 384)):
-        z, told, _ = model.told(model.decoded, labels)
-        asked, _ = original.asked(z)
-        mixture = one_hot(KEPT).mean(0).double().expand(n, -1)
-        torch.testing.assert_close(asked, mixture if labels is FORGOTTEN else told)
-        target = original.exact.decode(z, asked).sigmoid().detach()
-        expected[name] = nll(model.exact, z, told, target).mean()
-        assert_drawn_alike(told, labels)
-        assert len(z) == n and z.mean().abs() < 0.2 and 0.8 < z.std() < 1.2
-    assert_terms(terms, expected, model)
-
-
-def test_the_label_edit_learns_noise_from_any_z(studied, noise):
-    terms, _, model, task = studied(label_edit)
-    z, told, _ = model.told(model.decoded, FORGOTTEN)
-    assert len(z) == task.batch_size and z.mean().abs() < 0.1 and 0.9 < z.std() < 1.1
-    assert_drawn_alike(told, FORGOTTEN)
-    assert list(terms) == ["forget"]
-    assert terms["forget"].item() == pytest.approx(nll(model.exact, z, told, noise()).mean().item(), rel=1e-4)
 
 
 def test_the_fisher_information_of_chosen_labels_is_of_them_alone(cvae):
