@@ -3,9 +3,8 @@
 import pytest
 import torch
 from cells import run_here
-from conftest import RELEASED
 
-from amnesia import CVAE, Saved
+from amnesia import CVAE
 from amnesia_studies.methods import Task, distilled, retrain
 
 

@@ -10,7 +10,7 @@ from scipy.stats import chisquare
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
 import amnesia
-from amnesia import CVAE, Stage, Workspace, diagonal_fisher, one_hot
+from amnesia import Stage, Workspace, diagonal_fisher
 
 
 class Watched:

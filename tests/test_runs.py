@@ -299,7 +299,7 @@ def test_a_model_is_scored_label_by_label_by_the_first_judge(stand_in, told):
     (judge, shown, scored, test, forgotten, kept, named), = told.calls["model_metrics"]
     assert judge == stand_in.judge and shown.shape == (10, 3, 784) and shown[4, 0, 0] == 12 and scored is model
     assert test is stand_in.test and (forgotten, kept) == ([4, 7], [0, 1, 2, 3, 5, 6, 8, 9])
-    assert named == {"real": stand_in.real, "bound": stand_in.bound}
+    assert named.pop("seen")[1] is features and named == {"real": stand_in.real, "bound": stand_in.bound}
     of = [(features[0, 0].item(), real) for features, real in told.calls["precision_recall"]]
     assert of == [(3.0 * label, f"real {label}") for label in kept]
     assert (result["precision"], result["recall"]) == (3 * sum(kept) / 8, 1.0)

@@ -36,19 +36,19 @@ def compare(method, forget=(0,), seeds=(1, 2, 3), experiment=None, name="", scal
     Raises ValueError for a name that is taken, TypeError for a method that has none or returns something else, and what the
     method raises, all of it within a trial of one step.
     """
-    name, source = receipt(method, name)
+    name, source, digest = receipt(method, name)
     experiment = experiment or Experiment()
     forget, _ = experiment.split(forget)
     experiment.forget(method, forget, seeds[0], scale=0.0)
     (experiment.store.checkpoints / "rows").mkdir(exist_ok=True)
-    more, digest = {"version": __version__, "source": source}, sha256(source + repr(code_of(method) if inspect.isfunction(method) else ""))
+    more = {"version": __version__, "grey": experiment.grey(forget)}
     settings = {"forget": forget, "scale": scale, "method": name, "source": digest}
-    own = experiment.run([settings | {"seed": seed} for seed in seeds], f"rows/{name}", n_jobs, method, **more)
+    own = experiment.run([settings | {"seed": seed} for seed in seeds], f"rows/{name}", n_jobs, method, source=source, **more)
     known = released()[released()["label"] == ", ".join(map(str, forget))]
     same = known[[experiment.lineage.items() <= record["lineage"].items() for record in known["record"]]]
     missing = [row for row in REFERENCES if row not in of(of(same, "inversion from 100 images"), "name")["name"].values]
     beside = experiment.run([{"method": row, "forget": forget, "scale": scale, "seed": seed} for row in missing
-                             for seed in seeds], "rows/references", n_jobs, version=__version__)
+                             for seed in seeds], "rows/references", n_jobs, **more)
     others = known[(known["original"] == own["original"][0]) & ~known["name"].isin(missing)]
     lines = summary(pd.concat([others, beside, own]), COLUMNS).astype(object)
     lines.loc["flat grey"] = ["–", "+0.000", "1.000", *["–"] * (len(COLUMNS) - 2)]
@@ -58,8 +58,8 @@ def compare(method, forget=(0,), seeds=(1, 2, 3), experiment=None, name="", scal
 
 
 def receipt(method, name=""):
-    """(name, source) of a method. Raises ValueError for a name that is taken or unfit for a file, and for a source that
-    cannot be read; TypeError for a method without a name."""
+    """(name, source, SHA-256 of it and of the notebook's functions that it calls) of a method. Raises ValueError for a name
+    that is taken, and for a source that cannot be read; TypeError for a method without a name fit for a file."""
     name = name or getattr(method, "__name__", "<none>")
     if not re.fullmatch(r"\w[\w -]*", name):
         raise TypeError(f"{method!r} has no name of its own, or one unfit for a file: say compare(…, name=\"mine\").")
@@ -71,7 +71,8 @@ def receipt(method, name=""):
     if not inspect.isroutine(method):
         settings, method = [*settings, sorted(vars(method).items())], type(method)
     try:
-        return name, "\n".join([inspect.getsource(method), *map(repr, settings)])
+        source = "\n".join([inspect.getsource(method), *map(repr, settings)])
+        return name, source, sha256(source + repr(code_of(method) if inspect.isfunction(method) else ""))
     except (OSError, TypeError) as error:
         raise ValueError(f"The source of {name} can't be read ({error}): define it in a cell or a file.") from error
 
@@ -83,8 +84,8 @@ def board(folder):
         raise ValueError(f"There is no row file in {folder}: compare() writes them into <workspace>/checkpoints/rows.")
     runs = pd.concat(runs, ignore_index=True)
     runs["original"] = [next(iter(record["lineage"].values()))[:8] for record in runs["record"]]
-    runs["source"] = [settings.get("source", "")[:8] for settings in runs["settings"]]
-    return markdown(summary(runs, COLUMNS, ["name", "source", "original", "label"]))
+    runs["name"] += [f" ({settings['source'][:8]})" if "source" in settings else "" for settings in runs["settings"]]
+    return markdown(summary(runs, COLUMNS, ["name", "original", "label"]))
 
 
 def rebuild(row, experiment=None):
@@ -101,7 +102,8 @@ def rebuild(row, experiment=None):
                          "the workspace that holds these files.")
     again = experiment.run([row["settings"]], row["log"], n_jobs=1)
     again = again[again["label"] == row["label"]].iloc[-1]
-    lines = pd.DataFrame({"released": row, "again": again}).iloc[row.index.get_loc("record") + 1:].dropna().astype(float)
+    measured = row.index[row.index.get_loc("record") + 1:]
+    lines = pd.DataFrame({"released": row[measured], "again": again.reindex(measured)}).dropna().astype(float)
     part = [0.5 if name.startswith(("steps", "mirrored", "savings")) else 0.05 for name in lines.index]
     near = (lines["released"] - lines["again"]).abs() <= pd.Series(part, lines.index) * lines["released"].abs().clip(lower=1)
     return lines.assign(within=near | lines.index.str.startswith("seconds"))
@@ -120,7 +122,7 @@ def address(method, label, figure, original="MNIST"):
         if found.empty:
             raise ValueError(f"{column} = {wanted!r}: expected one of {', '.join(runs[column].unique())}.")
         runs = found
-    runs = of(runs, figure) if figure in runs else runs[:0]
+    runs = of(runs, figure).sort_values("seed") if figure in runs else runs[:0]
     if runs.empty:
         raise ValueError(f"{figure!r} was not measured of {method}, label {label}.")
     folder = "checkpoints/released/" + ("FashionMNIST/" if original == "FashionMNIST" else "")

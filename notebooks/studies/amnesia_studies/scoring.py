@@ -25,13 +25,13 @@ def score(experiment, model, forget, seed=0):
     """The figures of evaluation-<digits>.json; precision and recall, means over kept labels; and a look() at each label."""
     (forgotten, kept), n = experiment.split(forget), experiment.samples
     samples = sample_all(model, n, seed)
-    probabilities, features = ask(experiment.judge, samples)
-    features = features.view(model.classes, n, -1)
+    seen = ask(experiment.judge, samples)
+    features = seen[1].view(model.classes, n, -1)
     pairs = [precision_recall(features[label], experiment.real_features[label]) for label in kept]
     precision, recall = (sum(values) / len(kept) for values in zip(*pairs, strict=True))
     return {**model_metrics(experiment.judge, samples.view(model.classes, n, -1), model, experiment.test, forgotten, kept,
-                            real=experiment.real, bound=experiment.bound),
-            "precision": precision, "recall": recall, **look(probabilities, samples)}
+                            real=experiment.real, seen=seen, bound=experiment.bound),
+            "precision": precision, "recall": recall, **look(seen[0], samples)}
 
 
 def look_at(experiment, model, n=None):

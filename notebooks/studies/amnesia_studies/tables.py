@@ -16,6 +16,12 @@ from .methods import METHODS, OF_DENOISERS
 
 RUN = ["original", "name", "label", "seed"]      # what tells a run from others; two logs may hold the same one
 SHARES = ["forgetting accuracy", "kept accuracy", "worst kept digit", "leakage"]  # whose changes are told in points
+# {heading: an entry of a result}
+ENTRIES = {"P": "forgotten_probability", "H": "entropy", "kept accuracy": "kept_accuracy",
+           "worst kept digit": "kept_accuracy_worst", "Fréchet": "kept_frechet", "precision": "precision", "recall": "recall",
+           "kept ELBO": "kept_elbo", "forgotten ELBO": "forgotten_elbo", "contrast": "forgotten_contrast",
+           "seconds": "seconds", "kept bound": "kept_iw", "forgotten bound": "forgotten_iw",
+           "decoder-only bound": "forgotten_refitted_iw"}
 NO_OPTIONS = "method", "forget", "seed", "bounds", "restarts", "source"   # settings that no name tells
 
 
@@ -38,20 +44,13 @@ def figures(result, forget, grey=(np.nan, np.nan)):
     grey: what the judge says of flat grey, as (P, H) of these labels. Bigger is better for the kept labels' figures but the
     Frechet distance; for the forgotten labels' bounds, smaller means more is forgotten.
     """
-    forgotten, values = sorted(forget), {}
+    forgotten, values = sorted(forget), {name: result[entry] for name, entry in ENTRIES.items() if entry in result}
     if "confusion" in result:
         confusion = np.array(result["confusion"])               # (label asked for, label judged), counts
         kept = [label for label in range(len(confusion)) if label not in forgotten]
-        values = {"P": result["forgotten_probability"], "P − grey": result["forgotten_probability"] - grey[0],
-                  "H": result["entropy"], "H / grey": result["entropy"] / grey[1],
-                  "forgetting accuracy": 1 - confusion[forgotten, forgotten].sum() / confusion[forgotten].sum(),
-                  "kept accuracy": result["kept_accuracy"], "worst kept digit": result["kept_accuracy_worst"],
-                  "leakage": confusion[kept][:, forgotten].sum() / confusion[kept].sum(),
-                  "Fréchet": result["kept_frechet"], "precision": result["precision"], "recall": result["recall"],
-                  "kept ELBO": result["kept_elbo"], "forgotten ELBO": result["forgotten_elbo"]}
-    names = {"contrast": "forgotten_contrast", "seconds": "seconds", "kept bound": "kept_iw",
-             "forgotten bound": "forgotten_iw", "decoder-only bound": "forgotten_refitted_iw"}
-    values |= {name: result[entry] for name, entry in names.items() if entry in result}
+        values |= {"P − grey": values["P"] - grey[0], "H / grey": values["H"] / grey[1],
+                   "forgetting accuracy": 1 - confusion[forgotten, forgotten].sum() / confusion[forgotten].sum(),
+                   "leakage": confusion[kept][:, forgotten].sum() / confusion[kept].sum()}
     attacks = result.get("attacks", {}) | {name: found for name, found in (
         ("inversion from 100 images", result.get("inversion")), ("one label", "hits" in result and result)) if found}
     values |= {name: found["hits"] / found["n"] for name, found in attacks.items()}
@@ -92,10 +91,11 @@ def table(records, log="", original="", grey=lambda forget: (np.nan, np.nan)):
         rounds = result.get("rounds", [result])
         for last, one in enumerate(rounds, 1 + len(settings["forget"]) - len(rounds)):
             forget = settings["forget"][:last]
+            of_grey = record.get("grey") or grey(forget)
             lines.append({"log": log, "line": record["line"], "original": original, "method": method,
                           "lam": settings.get("lam", own.get("lam", np.nan)), "label": ", ".join(map(str, forget)),
-                          "seed": settings["seed"], "name": name, "diverged": one.get("diverged"), "settings": settings,
-                          "record": record, **({} if "diverged" in one else figures(one, forget, grey(forget)))})
+                          "seed": settings["seed"], "name": name, "diverged": one.get("diverged", ""), "settings": settings,
+                          "record": record, **({} if "diverged" in one else figures(one, forget, of_grey))})
     return pd.DataFrame(lines)
 
 
@@ -106,7 +106,9 @@ def released():
     for path in sorted(RELEASED.rglob("*.jsonl"), key=lambda path: (path.parent != RELEASED, path.stem != "studies", path)):
         original = {"springs-5000": "5,000 digits"}.get(path.stem, "diffusion" if path.stem.startswith("diffusion") else
                                                          "MNIST" if path.parent == RELEASED else path.parent.name)
-        records = list(Log(path).records().values())
+        records = [record for record in Log(path).records().values() if "forget" in record["settings"]]
+        if not records:                                     # a log of something else, as of the controls
+            continue
         judges = {digest for name, digest in records[0]["lineage"].items() if name.startswith("classifier")}
         tables.append(table(records, path.stem, original, released_grey(path.parent, judges)))
     return pd.concat(tables, ignore_index=True)
