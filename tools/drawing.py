@@ -10,7 +10,7 @@ import torch
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.append(str(REPOSITORY / "notebooks"))
 
-from amnesia import CVAE, Saved, one_hot
+from amnesia import CVAE, Saved, one_hot  # noqa: E402
 
 WIDTH, HEIGHT = 400, 404  # points: letters of 11 are legible on a phone, 390 pixels wide
 INK, FORGET, REMEMBER, PROTECT = "#1a1a1a", "#d55e00", "#0072b2", "#00775a"  # told apart by every eye

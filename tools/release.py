@@ -1,15 +1,12 @@
 """Makes the released run: python tools/release.py
 
-Runs the five notebooks as committed, in order, on the released files, and evaluates those anew; saves them executed, in
-place, and their figures and evaluation in released/; forgets each other digit as well, of which it keeps the evaluation;
-writes the pages' tables from these files, play.html and the drawing. The judge is not retrained.
+Executes the five notebooks as committed, in place: 01 in a workspace of its own, which trains a model for its pictures; 02 to
+05 on the released cvae.pt and fim-cvae.pt, to which all logs of the studies belong. Keeps their figures, the amnesiac model,
+its samples and its evaluation in released/; forgets each other digit as well, of which it keeps the evaluation; writes the
+pages' tables from these files, play.html and the drawing. No judge is retrained.
 
 python tools/release.py pages writes the pages only: the tables, play.html around the models that it has, and, once
-pyproject.toml says where the repository is, Colab's and Kaggle's badges, the notebooks' REPO_URL and play.html's way back.
-python tools/release.py train makes the released files anew, from the training on, times the five, and keeps what was
-installed in pip-freeze.txt: files are the same byte for byte only with that. The studies have to be run anew then.
-python tools/release.py FashionMNIST does the same with another data set, its judge trained on the way, and keeps the
-evaluations and the figures only, in folders of that name.
+pyproject.toml says where the repository is, Colab's and Kaggle's badges and the notebooks' REPO_URL.
 
 Each way ends with an error if a notebook's outputs are not those of its code as it is now.
 """
@@ -17,10 +14,8 @@ Each way ends with an error if a notebook's outputs are not those of its code as
 import hashlib
 import json
 import os
-import platform
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -39,7 +34,7 @@ sys.path.extend(str(REPOSITORY / "notebooks" / folder) for folder in ("", "studi
 
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("0*.ipynb"))
-RELEASED = "cvae.pt", "fim-cvae.pt", "amnesiac-0.pt", "samples-0.pt"
+RELEASED = REPOSITORY / "checkpoints" / "released"
 FRONT, HOW_TO, STUDIED = (REPOSITORY / folder / "README.md" for folder in ("", "notebooks", "notebooks/studies"))
 
 
@@ -61,12 +56,6 @@ def check_outputs():
                if nbformat.read(path, as_version=4).metadata.get("code") != code_digest(path)]:
         sys.exit(f"Older than their code are the outputs of {', '.join(old)}. tools/release.py runs the five anew, "
                  "tools/release_studies.py the studies.")
-
-
-def installed():
-    """What pip says is installed here, as a file of requirements."""
-    pip = subprocess.run([sys.executable, "-m", "pip", "freeze"], capture_output=True, text=True, check=True)
-    return f"# Python {platform.python_version()}\n{pip.stdout}"
 
 
 def execute(path, workspace):
@@ -156,7 +145,7 @@ def another_digit(times):
 
 def read(name):
     """The content of a JSON file of the released run."""
-    return json.loads((REPOSITORY / "checkpoints" / "released" / name).read_text())
+    return json.loads((RELEASED / name).read_text())
 
 
 def fill(page, marker, table):
@@ -206,41 +195,23 @@ def fill_pages():
     fill(STUDIED, "digits", digits_table(digits))
 
 
-def release(train):
-    """The released run of MNIST: all five on the released files, which each shows as done before, or, with `train`, on new
-    ones. Another kind of CPU would not train to the same bits, and the studies' logs belong to the released model."""
-    workspace = Path(tempfile.mkdtemp())
+def release():
+    """The released run of MNIST. Another kind of CPU would not train to the same bits, and the studies' logs belong to the
+    released model: so that stays, and only what is made from it is made anew."""
+    alone, workspace = (Path(tempfile.mkdtemp()) for _ in range(2))
     (workspace / "checkpoints").mkdir()
-    for name in () if train else RELEASED:
-        shutil.copy(REPOSITORY / "checkpoints" / "released" / name, workspace / "checkpoints" / name)
-    seconds = {path.stem: execute(path, workspace) for path in NOTEBOOKS}
-    for file in [*(workspace / "checkpoints").iterdir(), *(workspace / "figures").iterdir()]:
+    shutil.copy(RELEASED / "fim-cvae.pt", workspace / "checkpoints")
+    seconds = {path.stem: execute(path, workspace if number else alone) for number, path in enumerate(NOTEBOOKS)}
+    for file in [*(workspace / "checkpoints").glob("[ase]*-0.*"), *(workspace / "figures").glob("[!.]*"),
+                 alone / "figures" / "cvae_training.gif"]:
         shutil.copy(file, REPOSITORY / file.parent.name / "released" / file.name)
-    if train:
-        versions = json.loads((workspace / "checkpoints" / "evaluation-0.json").read_text())["versions"]
-        times = json.dumps({"seconds": seconds, "versions": versions}, indent=1)
-        (REPOSITORY / "checkpoints" / "released" / "times.json").write_text(times)
-        (REPOSITORY / "checkpoints" / "released" / "pip-freeze.txt").write_text(installed())
+    times = {"seconds": seconds, "versions": read("evaluation-0.json")["versions"]}
+    (RELEASED / "times.json").write_text(json.dumps(times, indent=1))
     for digit in range(1, 10):
         run(workspace, NOTEBOOKS[2:], forget=[digit])
-        name = f"evaluation-{digit}.json"
-        shutil.copy(workspace / "checkpoints" / name, REPOSITORY / "checkpoints" / "released" / name)
+        shutil.copy(workspace / "checkpoints" / f"evaluation-{digit}.json", RELEASED)
     play.write(workspace / "checkpoints" / "amnesiac-8.pt")
     drawing.draw()
-
-
-def release_other(dataset):
-    """The released run of another data set: evaluations of all ten classes, and the pictures of the first."""
-    workspace = Path(tempfile.mkdtemp())
-    run(workspace, NOTEBOOKS[:2], dataset=dataset)
-    for label in range(10):
-        run(workspace, NOTEBOOKS[2:], dataset=dataset, forget=[label])
-    for kind, names in (("checkpoints", [f"evaluation-{label}.json" for label in range(10)]),
-                        ("figures", ["cvae_training.gif", "forgetting-0.gif", "comparison-0.png"])):
-        folder = REPOSITORY / kind / "released" / dataset
-        folder.mkdir(exist_ok=True)
-        for name in names:
-            shutil.copy(workspace / kind / dataset / name, folder / name)
 
 
 def run(workspace, notebooks, **parameters):
@@ -250,9 +221,7 @@ def run(workspace, notebooks, **parameters):
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] in ([], ["train"]):
-        release(train=bool(sys.argv[1:]))
-    elif sys.argv[1:] != ["pages"]:
-        release_other(sys.argv[1])
+    if sys.argv[1:] != ["pages"]:
+        release()
     fill_pages()
     check_outputs()
