@@ -94,8 +94,9 @@ class Experiment:
         Raises Diverged, and TypeError for what is no such model."""
         function = method if callable(method) else self.methods[method]
         model = function(self.task(forget, seed, scale), **options)
-        if not isinstance(model, self.network):
-            raise TypeError(f"{method} returned a {type(model).__name__}: a method returns the new {self.network.__name__}.")
+        kind = type(self.original)
+        if not isinstance(model, kind):
+            raise TypeError(f"{method} returned a {type(model).__name__}: a method returns the new {kind.__name__}.")
         wrong = {name: value.dtype for name, value in model.state_dict().items() if value.dtype != torch.float32}
         if wrong or model.state_dict().keys() != self.original.state_dict().keys():
             raise TypeError(f"{method} returned weights {wrong or sorted(model.state_dict())}: expected the original's, in "
