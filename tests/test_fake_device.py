@@ -14,11 +14,10 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 import amnesia
 from amnesia import CVAE, Digits, Stage, Workspace, fit, negative_elbo_terms, train_judge
 from amnesia_studies import experiment as experiment_module
+from amnesia_studies import methods
 from amnesia_studies.experiment import Experiment
-from amnesia_studies.methods import METHODS, references
-from amnesia_studies.methods.selective_amnesia import batch_mean_fisher, selective_amnesia
-from amnesia_studies.recovery import forget_and_recover, forget_and_search_label
-from amnesia_studies.scoring import forget_and_score, forget_in_turn
+from amnesia_studies.methods import METHODS, batch_mean_fisher, selective_amnesia
+from amnesia_studies.runs import forget_and_recover, forget_and_score, forget_and_search_label, forget_in_turn
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:__array_")]  # matplotlib's, of tensors
 PARAMETERS = {"device": DEVICE.type, "steps": 3, "batch_size": 16, "n_samples": 400, "n_per_class": 16}
@@ -47,12 +46,12 @@ def elsewhere(digits):
                 for part in digits]
 
     with pytest.MonkeyPatch.context() as patch:
-        for owner, name, value in ((amnesia, "load_digits", few), (experiment_module, "load_digits", few),
+        for owner, name, value in ((amnesia, "load_digits", few), (experiment_module, "load_pictures", few),
                                    (experiment_module.Experiment, "samples", 20),
                                    (amnesia, "png", lambda figure: plt.close(figure) or b""),
                                    (amnesia, "show", lambda *_, **options: None),
                                    (amnesia, "grow", lambda digits, seed: digits),
-                                   (references, "grow", lambda digits, seed: digits)):
+                                   (methods, "grow", lambda digits, seed: digits)):
             patch.setattr(owner, name, value)
         tick(0, patch.setattr)
         with another_device(patch) as waits:
@@ -110,7 +109,7 @@ def experiment(elsewhere, tmp_path_factory):
     return Experiment(str(tmp_path_factory.mktemp("experiment")), device=DEVICE.type)
 
 
-FORGETTING = {**{name: method.function for name, method in METHODS.items()},
+FORGETTING = {**METHODS,
               "identity": lambda task: selective_amnesia(task, importance="identity"),
               "prior": lambda task: selective_amnesia(task, posterior="prior", reach=0.3)}
 

@@ -133,11 +133,11 @@ def less(runs, control, on=("original", "label", "seed")):
     """The runs with each figure less that of the runs named `control` with the same labels and seed, or else with what `on`
     names, their mean; shares in points. P and H stay as they are: they stand against grey already."""
     on, runs = list(on), runs.copy()
-    columns = [name for name in runs.columns[runs.columns.get_loc("record") + 1:]]
-    partners = runs[runs["name"] == control].groupby(on)[columns].first() if "seed" in on else (
-        runs[runs["name"] == control].drop_duplicates(RUN).groupby(on)[columns].mean())
-    change = runs[columns] - partners.reindex(pd.MultiIndex.from_frame(runs[on])).set_axis(runs.index)
-    change[SHARES] *= 100
+    columns = [*runs.columns[runs.columns.get_loc("record") + 1:]]
+    controls = runs[runs["name"] == control].groupby(RUN)[columns].first()           # a line a run, whatever logs hold it
+    partners = controls.groupby(level=on).mean().reindex(pd.MultiIndex.from_frame(runs[on]))
+    change = runs[columns] - partners.set_axis(runs.index)
+    change[[name for name in SHARES if name in columns]] *= 100
     stay = [name for name in columns if name.startswith(("P", "H"))]
     runs[columns] = change.assign(**runs[stay])
     return runs
@@ -146,7 +146,7 @@ def less(runs, control, on=("original", "label", "seed")):
 def summary(runs, columns, by="name"):
     """A table of texts: a line for each value of the column (or columns) `by`, in order, with n and the mean ± sd of each
     column of {heading: format as "+.3f"}; a run that two logs hold counts once."""
-    texts, n = {}, {}
+    texts, n, runs = {}, {}, runs.reindex(columns=runs.columns.union(columns, sort=False))
     for name, form in columns.items():
         groups = of(runs, name).groupby(by, sort=False)[name]
         texts[name], n[name] = groups.agg(spread, form), groups.size()
