@@ -92,6 +92,11 @@ def test_the_released_references_serve_where_they_start_from_the_same_files(expe
     assert lines_of(text)["retrain, scale = 0.5"][0] == "1"
 
 
+def test_labels_that_no_released_run_has_forgotten_have_their_row_as_well(experiment):
+    rows = lines_of(compare(mine, [3, 5], (1,), experiment, n_jobs=1))
+    assert list(rows) == ["name", "---", "original", "retrain", "oracle", "mine", "flat grey"]
+
+
 class Callable:
     def __init__(self, much):
         self.much = much

@@ -45,12 +45,12 @@ def compare(method, forget=(0,), seeds=(1, 2, 3), experiment=None, name="", scal
     settings = {"forget": forget, "scale": scale, "method": name, "source": digest}
     own = experiment.run([settings | {"seed": seed} for seed in seeds], f"rows/{name}", n_jobs, method, source=source, **more)
     known = released()[released()["label"] == ", ".join(map(str, forget))]
-    same = known[[experiment.lineage.items() <= record["lineage"].items() for record in known["record"]]]
-    missing = [row for row in REFERENCES if row not in of(of(same, "inversion from 100 images"), "name")["name"].values]
-    beside = experiment.run([{"method": row, "forget": forget, "scale": scale, "seed": seed} for row in missing
-                             for seed in seeds], "rows/references", n_jobs, **more)
+    same = known[[experiment.lineage.items() <= record["lineage"].items() for record in known["record"]] or slice(0)]
+    missing = [row for row in REFERENCES if row not in of(same, "inversion from 100 images")["name"].values]
+    beside = [experiment.run([{"method": row, "forget": forget, "scale": scale, "seed": seed} for seed in seeds],
+                             "rows/references", n_jobs, **more) for row in missing]
     others = known[(known["original"] == own["original"][0]) & ~known["name"].isin(missing)]
-    lines = summary(pd.concat([others, beside, own]), COLUMNS).astype(object)
+    lines = summary(pd.concat([others, *beside, own]), COLUMNS).astype(object)
     lines.loc["flat grey"] = ["–", "+0.000", "1.000", *["–"] * (len(COLUMNS) - 2)]
     notes = [f"{name} ran for {scale:g} of its steps, and so did its attacks: its row is no result yet."] * (scale != 1)
     notes += ["The released rows do not start from your files, but from the released ones."] * (len(same) < len(others))
