@@ -14,7 +14,6 @@ from amnesia_studies.attacks import (
     BOX,
     RADIUS_SQUARED,
     SEARCHES,
-    Descent,
     attack,
     cheapest,
     in_the_box,
@@ -110,14 +109,6 @@ def test_the_cost_of_an_inversion_is_minus_the_joint_log_density(released, digit
             assert costs[i, j].item() == pytest.approx(-joint.item(), rel=1e-6)
     box = in_the_box(500, 10)
     assert box.shape == (500, 10) and box.abs().max() <= BOX and box.std() == pytest.approx(BOX / 3**0.5, rel=0.05)
-
-
-def test_a_descent_moves_what_is_searched_and_nothing_else():
-    a, b = torch.ones(3), torch.ones(3)
-    descent = Descent(lambda: (a * b).square(), [a], lambda: a.clamp_(0.95, 2), learning_rate=0.1)
-    assert torch.equal(descent.step(), torch.ones(3))
-    torch.testing.assert_close(a.detach(), torch.full((3,), 0.95))
-    assert torch.equal(b, torch.ones(3)) and b.grad is None
 
 
 def test_a_denoisers_label_is_inverted_from_its_images(monkeypatch):

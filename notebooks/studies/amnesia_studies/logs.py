@@ -100,7 +100,8 @@ def sweep(run, grid, log, n_jobs=-1, title="runs", **more):
     if not isinstance(n_jobs, int) or n_jobs == 0:
         raise ValueError(f"n_jobs={n_jobs!r}: expected a number of processes, or -1 for one a core.")
     grid = list({key(settings): settings for settings in grid}.values())
-    todo = [settings for settings in grid if key(settings) not in log.records()]
+    done = log.records()
+    todo = [settings for settings in grid if key(settings) not in done]
     with warnings.catch_warnings():
         # joblib replaces a worker that has grown by some hundred MB, as one does that has read its data. Nothing is lost.
         warnings.filterwarnings("ignore", message="A worker stopped while some jobs")
