@@ -68,7 +68,7 @@ def test_a_row_of_your_own_stands_beside_the_references_of_the_same_original(exp
     kept = tmp_path / "rows" / "mine.jsonl"
     lines = [json.loads(line) for line in kept.read_text().splitlines()]
     assert [line["settings"]["seed"] for line in lines] == [1, 2] and len(lines[0]["settings"]["source"]) == 64
-    assert lines[0]["source"].startswith("def mine(task):") and lines[0]["version"]
+    assert lines[0]["source"].startswith("def mine(task):") and lines[0]["versions"]["amnesia"]
     assert lines[0]["lineage"].items() > experiment.lineage.items()
     done = len(experiment.done)
     assert compare(mine, [3], (1, 2), experiment, n_jobs=1) == text and len(experiment.done) == done    # again: nothing is run

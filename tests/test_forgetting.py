@@ -9,10 +9,10 @@ from amnesia_studies.methods import Task, distilled, retrain
 
 
 @pytest.mark.parametrize("choices", [{}, {"lam": 40.0}])
-def test_distillation_is_notebook_03_to_the_bit(tmp_path, digits, monkeypatch, choices):
+def test_distillation_is_notebook_03_to_the_bit(tmp_path, digits, choices):
     names = run_here("03_forget", "stage.save(", workspace=str(tmp_path), forget=[3, 8], steps=16, seed=5, **choices)
-    fim = {name: value for name, value in names["fim_file"].state.items()}
-    task = Task(names["cvae_file"].build(CVAE, "cpu"), fim, digits[0], torch.tensor([3, 8]),
+    files = names["stage"].files
+    task = Task(files["original"].build(CVAE, "cpu"), files["fim"].state, digits[0], torch.tensor([3, 8]),
                 torch.tensor([0, 1, 2, 4, 5, 6, 7, 9]), seed=5, scale=0.01)
     ours = distilled(task, **choices)
     assert all(not torch.equal(p, old) for p, old in zip(ours.parameters(), task.original.parameters(), strict=True))
@@ -20,8 +20,8 @@ def test_distillation_is_notebook_03_to_the_bit(tmp_path, digits, monkeypatch, c
         assert torch.equal(a, b)
 
 
-def test_retraining_on_all_digits_is_notebook_01_to_the_bit(tmp_path, digits, monkeypatch):
+def test_retraining_on_all_digits_is_notebook_01_to_the_bit(tmp_path, digits):
     names = run_here("01_train_cvae", "stage.save(", workspace=str(tmp_path), steps=25, seed=5)
-    task = Task(CVAE(), {}, digits[0], torch.tensor([]), torch.arange(10), seed=5, recipe=names["stage"].settings)
+    task = Task(CVAE(), {}, digits[0], torch.tensor([]), torch.arange(10), seed=5, recipe=vars(names["stage"]))
     for a, b in zip(retrain(task).parameters(), names["cvae"].parameters(), strict=True):
         assert torch.equal(a, b)

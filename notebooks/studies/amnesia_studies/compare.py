@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from amnesia import __version__
 from amnesia.checkpoints import sha256
 from amnesia.stages import code_of
 
@@ -41,7 +40,7 @@ def compare(method, forget=(0,), seeds=(1, 2, 3), experiment=None, name="", scal
     forget, _ = experiment.split(forget)
     experiment.forget(method, forget, seeds[0], scale=0.0)
     (experiment.store.checkpoints / "rows").mkdir(exist_ok=True)
-    more = {"version": __version__, "grey": experiment.grey(forget)}
+    more = {"grey": experiment.grey(forget)}
     settings = {"forget": forget, "scale": scale, "method": name, "source": digest}
     own = experiment.run([settings | {"seed": seed} for seed in seeds], f"rows/{name}", n_jobs, method, source=source, **more)
     known = released()[released()["label"] == ", ".join(map(str, forget))]

@@ -44,9 +44,7 @@ class Log:
 
     def append(self, settings, result, **more):
         """Adds one record and has it on disk before it returns. Raises WorkspaceError if it could not be written."""
-        versions = {"amnesia": __version__, "python": platform.python_version(), "torch": torch.__version__,
-                    "hardware": hardware()}
-        record = {"settings": settings, "result": result, "lineage": self.lineage, "versions": versions, **more}
+        record = {"settings": settings, "result": result, "lineage": self.lineage, "versions": versions(), **more}
         text = json.dumps({**record, "sha256": sha256(json.dumps(record))}).encode()
 
         def write():
@@ -62,6 +60,12 @@ class Log:
         except OSError as error:
             raise WorkspaceError(f"{self.path} could not be written ({error}). What it held is untouched: free some space, "
                                  "then run this cell again.") from error
+
+
+def versions():
+    """What made a record, for the record."""
+    return {"amnesia": __version__, "python": platform.python_version(), "torch": str(torch.__version__),
+            "hardware": hardware()}
 
 
 def images_to_text(images):
