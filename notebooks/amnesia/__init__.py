@@ -1,6 +1,6 @@
 """The machinery behind the five notebooks, a room a file; what they use is imported here."""
 from .checkpoints import Saved, Workspace, WorkspaceError
-from .data import DataError, Pictures, grow, jitter, load_pictures, one_hot, picture
+from .data import DataError, Pictures, load_pictures, one_hot, picture
 from .device import hardware, pick_device, progress
 from .evaluation import (
                          ask,
@@ -23,6 +23,6 @@ from .models import CVAE, Classifier, bernoulli_nll, negative_elbo_terms
 from .panel import check, panel, play
 from .parameters import begin, check_parameters
 from .stages import Stage
-from .training import Diverged, fit
+from .training import Diverged, fit, grow, jitter
 
 __version__ = "2.0"

@@ -115,40 +115,13 @@ def picture(images, shape):
     return images.reshape(*images.shape[:-1], *(shape[1:] if shape[0] == 1 else shape))
 
 
-def jitter(x, shape=(1, 28, 28), pixels=2.0, generator=None):
-    """Images (B, P) turned by up to 12 degrees, scaled by up to 10 % and shifted by up to so many pixels of 28, at random."""
-    where = generator.device if generator else x.device
-    turn, scale, right, down = torch.rand(4, len(x), 1, generator=generator, device=where).to(x.device) * 2 - 1
-    turn, scale, right, down = 0.21 * turn, 1 + 0.1 * scale, right * pixels / 14, down * pixels / 14
-    cos, sin = scale * turn.cos(), scale * turn.sin()
-    theta = torch.stack([torch.cat([cos, -sin, right], 1), torch.cat([sin, cos, down], 1)], 1)  # (B, 2, 3)
-    size = len(x), *shape
-    grid = F.affine_grid(theta, size, align_corners=False)
-    edge = "zeros" if shape[0] == 1 else "border"           # the ground of a drawing in colours is seldom black
-    return F.grid_sample(x.view(size), grid, align_corners=False, padding_mode=edge).flatten(1)
-
-
-def grow(pictures, seed, size=60_000):
-    """A small set grown to about the size of MNIST by jittered copies of itself; a large one is returned as it is.
-
-    From 4,000 images a CVAE soon knows them by heart: fourteen copies of each, by up to half a pixel, stand for the hands
-    that are missing. Large pictures get fewer copies: all together take 190 MB at most.
-    """
-    size = min(size, 4 * size * 784 // pictures.images.shape[1])
-    copies = [pictures.images]
-    generator = torch.Generator().manual_seed(seed)         # on the CPU: the same copies on every device
-    for _ in range(size // len(pictures) - 1):
-        copies.append((jitter(pictures.images.float() / 255, pictures.shape, 0.5, generator) * 255).round().byte())
-    return pictures.of(torch.cat(copies), pictures.labels.repeat(len(copies))) if len(copies) > 1 else pictures
-
-
 class DataError(ValueError):
     """Pictures or labels that cannot be taken, with the file that is meant and what to do."""
 
 
 def name_of(dataset):
     """What files of a data set are called by: "MNIST", or the name of a folder or file without its path and ending."""
-    if not isinstance(dataset, str) or not Path(dataset).stem:
+    if not isinstance(dataset, str) or Path(dataset).stem in ("", ".."):
         raise ValueError(f"dataset={dataset!r}: expected the name of a data set of torchvision, a folder, or an .npz file.")
     return Path(dataset).stem
 
@@ -163,17 +136,17 @@ def load_pictures(dataset, folder, device="cpu"):
       * a folder with a folder of pictures for each class; or with two such, `train` and `test`.
       * an .npz file: `images` (N, H, W) or (N, H, W, C) uint8, `labels` (N,); if it has them, `test_images`, `test_labels`
         and `names`; or the names that MedMNIST has.
-    A relative path is taken from here, else from `folder`. Where no test set comes with it, every fifth picture of each class
-    is held out. Raises DataError, naming the file.
+    A relative path is taken from here, from AMNESIA_DATA or from `folder`. Where no test set comes with it, every fifth
+    picture of each class is held out. Raises DataError, naming the file.
     """
     from torchvision import datasets  # it takes a second to import, and only those who load pictures need it
 
     name, place = name_of(dataset), Path(dataset).expanduser()
-    folder = Path(os.environ.get("AMNESIA_DATA") or folder).expanduser()
-    place = place if place.exists() else folder / place
-    if place.suffix == ".npz":
+    roots = [Path(root).expanduser() for root in (os.environ.get("AMNESIA_DATA"), folder) if root]
+    place, folder = next((root / place for root in (Path(), *roots) if (root / place).exists()), place), roots[0]
+    if place.suffix == ".npz" and place.exists():
         found = from_npz(place)
-    elif hasattr(datasets, dataset.partition("-")[0]):
+    elif isinstance(getattr(datasets, dataset.partition("-")[0], None), type):
         try:
             found = from_torchvision(name, folder)
         except (OSError, RuntimeError, HTTPException) as error:
@@ -183,7 +156,7 @@ def load_pictures(dataset, folder, device="cpu"):
         found = from_folder(place)
     else:
         raise DataError(f"dataset={dataset!r}: neither a data set of torchvision (MNIST, FashionMNIST, EMNIST-letters, ...), "
-                        "nor a folder of class-named folders of pictures, nor an .npz file.")
+                        f"nor a folder of class-named folders of pictures or an .npz file, here or in {folder}.")
     return [part.to(device) for part in as_pictures(*found, name)]
 
 
@@ -191,7 +164,8 @@ def as_pictures(parts, names, title):
     """[(images, labels)], one part or two, of uint8 (N, H, W) or (N, H, W, C) with whole or named labels, as two Pictures."""
     values, index = np.unique(np.concatenate([labels for _, labels in parts]), return_inverse=True)
     images, index = [images for images, _ in parts], np.split(index.ravel(), [len(parts[0][1])])
-    names = names if names is not None and values.dtype.kind != "U" and values.max() < len(names) else dict(zip(values, values))
+    if names is None or values.dtype.kind == "U" or values.min() < 0 or values.max() >= len(names):
+        names = dict(zip(values, values, strict=True))
     if len(parts) == 1:                                     # the fifth, tenth, ... of each class, in the order they come in
         place = np.empty(len(index[0]), int)
         for label in range(len(values)):
@@ -210,6 +184,8 @@ def as_pictures(parts, names, title):
         if made[-1].digest != KNOWN.get(title, {}).get(kind, made[-1].digest):
             raise DataError(f"{made[-1].name}: other bytes than {title}'s own, by their SHA-256. Move the folder {title} away to "
                             "have it downloaded again, or set AMNESIA_DATA to another place.")
+    if made[0].shape != made[1].shape:
+        raise DataError(f"{title}: pictures to train with are {made[0].shape}, those to test with {made[1].shape}.")
     return made
 
 
@@ -231,6 +207,7 @@ def from_torchvision(name, folder):
 
     def arrays(part):
         images, labels = np.asarray(part.data), np.asarray(part.labels if hasattr(part, "labels") else part.targets)
+        labels = labels[:, 0] if labels.ndim == 2 else labels                                      # QMNIST's say more
         images = images.transpose(0, 2, 3, 1) if images.ndim == 4 and images.shape[1] == 3 else images
         return np.ascontiguousarray(images.transpose(0, 2, 1) if family == "EMNIST" else images), labels  # EMNIST lies sideways
 
@@ -247,8 +224,9 @@ def from_torchvision(name, folder):
                 for made in Path(whole).iterdir():
                     made.replace(folder / made.name) if not (folder / made.name).exists() else None
             parts = load(folder)
-        return [arrays(part) for part in parts], [str(name).split(" - ")[0] for name in parts[0].classes]
-    except (AssertionError, ValueError, TypeError, EOFError) as error:
+        names = getattr(parts[0], "classes", None)          # USPS and SVHN have none
+        return [arrays(part) for part in parts], names and [str(name).split(" - ")[0] for name in names]
+    except (AssertionError, AttributeError, ValueError, TypeError, EOFError) as error:
         raise DataError(f"{folder / family} cannot be read as {name} ({error}). Move that folder away to have it downloaded "
                         "again, or set AMNESIA_DATA to another place.") from error
     finally:
@@ -273,17 +251,18 @@ def from_npz(path):
     try:
         with np.load(path) as file:
             held = {key.removeprefix("train_"): file[key] for key in file.files}
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:                              # zip, zlib and NumPy each have their own
         raise DataError(f"{path} cannot be read as an .npz file of arrays ({error}).") from error
     parts = []
     for kind in ("", "test_") if "test_images" in held else ("",):
         images, labels = held.get(f"{kind}images", np.empty(0)), np.squeeze(held.get(f"{kind}labels", np.empty(0)))
         if images.dtype.kind == "f" and images.size and images.min() >= 0 and images.max() <= 1:
             images = np.round(images * 255).astype(np.uint8)
-        if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,), (3,)):
-            raise DataError(f"{path}: expected {kind}images as uint8, or from 0 to 1, of shape (N, H, W), (N, H, W, 1) or "
+        if not images.size or images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,), (3,)):
+            raise DataError(f"{path}: expected {kind}images, some, as uint8, or from 0 to 1, of shape (N, H, W), (N, H, W, 1) or "
                             f"(N, H, W, 3); found {images.dtype} of shape {images.shape}, among {', '.join(held)}.")
-        if labels.shape != images.shape[:1] or not (labels.dtype.kind in "iuU" or np.all(labels == np.floor(labels))):
+        whole = labels.dtype.kind in "iuU" or (labels.dtype.kind == "f" and np.all(labels == np.floor(labels)))
+        if labels.shape != images.shape[:1] or not whole:
             raise DataError(f"{path}: expected a whole number or a name as the label of each of {len(images)} images; found "
                             f"{labels.dtype} of shape {labels.shape}.")
         parts.append((images, labels if labels.dtype.kind == "U" else labels.astype(int)))
@@ -318,8 +297,7 @@ def from_folder(folder):
 def read_picture(path):
     """A picture in RGB: 16 bits become 8, a palette its colours, and what is transparent white. Raises DataError."""
     try:
-        image = PIL.Image.open(path)
-        image.load()
+        image = PIL.ImageOps.exif_transpose(PIL.Image.open(path))               # a telephone's lies on its side
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{path} cannot be read as a picture ({error}). Take it away, or mend it.") from error
     if image.mode.startswith("I"):                          # 16 bits

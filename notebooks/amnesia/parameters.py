@@ -19,6 +19,7 @@ PARAMETERS = {"01": "dataset seed steps batch_size learning_rate schedule weight
               "02": "dataset seed model n_samples",
               "03": "dataset seed model forget steps batch_size learning_rate schedule lam gamma remember surrogate",
               "04": "dataset seed model forget n_per_class", "05": "dataset seed model forget"}
+CONTRACT = "encode", "decode", "generate", "latent_dim", "config"   # what a model must have
 DIGITS = {"shape": [1, 28, 28], "classes": list("0123456789")}      # of files from before these were recorded
 
 
@@ -43,18 +44,17 @@ def check_parameters(**parameters):
 def labels_of(asked, classes, name="forget"):
     """Labels or names of classes, one or several, as a sorted list of labels. Raises ValueError, naming the parameter."""
     asked = asked.tolist() if hasattr(asked, "tolist") else asked
-    names = [each.casefold() for each in classes]
-    found = []
+    names, found = [*classes, *(each.casefold() for each in classes)], []       # "a" is not "A" where both are there
     for each in asked if isinstance(asked, (list, tuple, set)) else [asked]:
         each = each.tolist() if hasattr(each, "tolist") else each
-        if isinstance(each, str) and each.casefold() in names:
-            found.append(names.index(each.casefold()))
+        if isinstance(each, str) and (each in names or each.casefold() in names):
+            found.append(names.index(each if each in names else each.casefold()) % len(classes))
         elif isinstance(each, Integral) and not isinstance(each, bool) and 0 <= each < len(classes):
             found.append(int(each))
         else:
             hint = " This is text: give papermill a list with -y, not -p." if isinstance(asked, str) and "[" in asked else ""
             raise ValueError(f"{name}={asked!r}: expected labels from 0 to {len(classes) - 1}, or names among "
-                             f"{', '.join(classes)}, as in {name}=[{0}] or {name}=[{classes[0]!r}].{hint}")
+                             f"{', '.join(classes)}, as in {name}=[0] or {name}=[{classes[0]!r}].{hint}")
     return sorted(set(found))
 
 
@@ -68,7 +68,7 @@ def forget_from(saved, forget, classes):
     forgotten = labels_of(forget, classes)
     kept = [label for label in range(len(classes)) if label not in {*forgotten, *before}]
     if not forgotten or not kept or set(before) & set(forgotten):
-        already = f" This model has forgotten {before} already." if before else ""
+        already = f" This model has forgotten {', '.join(classes[label] for label in before)} already." if before else ""
         raise ValueError(f"forget={forget!r}: expected some of {len(classes)} classes, and not all.{already}")
     return forgotten, kept, before
 
@@ -84,6 +84,10 @@ class Begun(Stage):
     def load(self, *functions, model=None):
         if late := [name for name, value in self.given.items() if repr(self.notebook.get(name)) != value]:
             print(f"Changed since the cell “This stage”, and without effect until it is run again: {', '.join(late)}.")
+        missing = [name for name in CONTRACT if not hasattr(model, name)] if model is not None else []
+        if missing or (model is not None and type(model).__name__ != "CVAE"):
+            raise WorkspaceError(f"The class of your model is to be called CVAE and to have {', '.join(CONTRACT)}. This one is a "
+                                 f"{type(model).__name__}{' and lacks ' * bool(missing)}{', '.join(missing)}.")
         return super().load(*functions, model=model)
 
     def save(self, **content):
@@ -109,7 +113,7 @@ def begin(number, notebook):
     given = {name: notebook[name] for name in (*names, "overwrite", "use_drive", "workspace", "device")}
     check_parameters(**given)
     settings = {name: given[name] for name in names} | {"dataset": name_of(given["dataset"])}
-    store, dev = Workspace(given["workspace"], given["use_drive"], settings["dataset"]), pick_device(given["device"])
+    store, dev = Workspace(given["workspace"], given["use_drive"], given["dataset"]), pick_device(given["device"])
     files, data, more = {}, [], {}
     if number in ("01", "05"):
         data = load_pictures(given["dataset"], store.data, dev)
@@ -125,7 +129,7 @@ def begin(number, notebook):
         original, name = store.load(f"{model}.pt"), f"fim-{model}.pt"
         files["original"] = original
         if original.settings.get("dataset", settings["dataset"]) != settings["dataset"]:
-            raise ValueError(f"dataset={given['dataset']!r}, but {original.path} is of {original.settings['dataset']!r}: choose that.")
+            raise ValueError(f"dataset={given['dataset']!r}: {original.path} is of {original.settings['dataset']!r}.")
         pictures = original.content.get("pictures", DIGITS | {"data": original.lineage if model == "cvae" else {}})
     if number == "03":
         files["fim"] = store.load(f"fim-{model}.pt", made_from=[original])
@@ -146,7 +150,7 @@ def begin(number, notebook):
     if number == "05":
         files["samples"] = store.load(f"samples-{tag}.pt", made_from=[original, files["amnesiac"]])
         check_pictures(pictures["data"], data[0], original.path)
-        files["judge"] = load_judge(store, dev, train=data[0])
+        files["judge"] = load_judge(store, dev, train=data[0], data=pictures["data"])
     if number != "01":
         inputs = [*files.values(), *data]
     stage = Begun(store, name, settings, inputs, given["overwrite"])

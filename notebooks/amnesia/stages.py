@@ -15,9 +15,9 @@ from .device import rng_state, set_rng_state
 
 
 def source_of(model):
-    """The text of the notebook's cell that defines a model's class; "" for a class of a module, which can be imported."""
+    """The text of the cell, or of the reader's module, that defines a model's class; "" for the one that stands here."""
     cls = type(model)
-    if cls.__module__ != "__main__":
+    if cls.__module__.partition(".")[0] == "amnesia":
         return ""
     function = next(value for value in vars(cls).values() if inspect.isfunction(value))
     return "".join(linecache.getlines(inspect.unwrap(function).__code__.co_filename))
@@ -86,10 +86,10 @@ class Stage:
     def rehearse(self, model):
         """Saves an untrained model's source, packs the model, reads it again and rebuilds it. Raises WorkspaceError."""
         kept = {name: digest for name, digest in self.record["lineage"].items() if not SOURCE(name)}
-        source = source_of(model)
-        name = f"model-{sha256(source)[:8]}.py"
-        self.record["lineage"] = kept | ({name: sha256(source)} if source else {})
         try:
+            source = source_of(model)
+            name = f"model-{sha256(source)[:8]}.py"
+            self.record["lineage"] = kept | ({name: sha256(source)} if source else {})
             if source:
                 write(self.path.with_name(name), source.encode())
             content = {**self.record, "state": model.state_dict(), "config": model.config}
