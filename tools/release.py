@@ -225,7 +225,7 @@ def release(train):
         run(workspace, NOTEBOOKS[2:], forget=[digit])
         name = f"evaluation-{digit}.json"
         shutil.copy(workspace / "checkpoints" / name, REPOSITORY / "checkpoints" / "released" / name)
-    play.write(workspace / "checkpoints" / "amnesiac-8.pt")
+    play.write(run=True)
     drawing.draw()
 
 
