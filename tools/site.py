@@ -3,12 +3,11 @@
 Every page of the repository in one look, the helper's documentation by pdoc, each lesson as slides, and in course/ the
 lessons for students, without the answers, and for teachers. No page asks a network for anything: equations are MathML,
 their font and the pictures lie beside the pages. A link to a file that is no page leads to the repository, once
-pyproject.toml says where that is, and is plain text until then. What this needs is in requirements-site.txt.
+pyproject.toml says where that is, and is plain text until then.
 """
 
 import argparse
 import importlib
-import io
 import pkgutil
 import re
 import shutil
@@ -24,7 +23,6 @@ import pdoc
 import ziamath
 from bs4 import BeautifulSoup
 from fontTools import subset
-from fontTools.ttLib import TTFont
 from math_core import LatexToMathML
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
@@ -34,8 +32,7 @@ ROOT, LOOK = Path(__file__).resolve().parents[1], Path(__file__).with_suffix("")
 NOTEBOOKS, STUDIES, COURSE = ROOT / "notebooks", ROOT / "notebooks" / "studies", LOOK / "course.md"
 LESSONS = sorted(NOTEBOOKS.glob("0[1-5]_*.ipynb"))
 STUDY = sorted(STUDIES.glob("[0-9]*_*.ipynb"), key=lambda path: int(path.name.split("_")[0]))
-PACKAGES = NOTEBOOKS / "amnesia", STUDIES / "amnesia_studies"
-PLAY = ROOT / "figures" / "released" / "play.html"
+PACKAGES, PLAY = (NOTEBOOKS / "amnesia", STUDIES / "amnesia_studies"), ROOT / "figures" / "released" / "play.html"
 SECTIONS = {  # {section: {source file: page}}, in the order in which one reads
     "": {ROOT / "README.md": "index.html"},
     "Lessons": {path: f"{path.stem}.html" for path in LESSONS},
@@ -62,10 +59,6 @@ def markdown(source):
     return MarkdownWithMath(Renderer(escape=False, exclude_anchor_links=True)).render(source)
 
 
-class Exporter(HTMLExporter):
-    markdown2html = jinja2.pass_context(lambda self, context, source: markdown(source))
-
-
 def title_of(path):
     """The first heading of a Markdown file or a notebook."""
     text = path.read_text("utf-8") if path.suffix == ".md" else nbformat.read(path, as_version=4).cells[0].source
@@ -74,11 +67,10 @@ def title_of(path):
 
 class Site:
     """Writes pages into a folder, and knows where links lead."""
-
     def __init__(self, out):
         self.out, self.characters = out, set()
         for folder in ("images", "figures", "course/student", "course/teacher"):
-            (out / folder).mkdir(parents=True)
+            (out / folder).mkdir(parents=True, exist_ok=True)
         self.repository = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["amnesia"]["repository"]
         self.jinja = jinja2.Environment(loader=jinja2.FileSystemLoader(LOOK), autoescape=True, trim_blocks=True)
         self.jinja.globals.update(titles={name: title_of(path) for path, name in PAGES.items()}, order=list(PAGES.values()),
@@ -90,7 +82,7 @@ class Site:
         for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
             if "image/png" in output.get("data", {}):
                 output.metadata["image/png"] = {"alt": output.data.get("text/plain", "")}
-        exporter = Exporter(template_name="notebook", extra_template_basedirs=[str(LOOK)])
+        exporter = HTMLExporter(template_name="notebook", extra_template_basedirs=[str(LOOK)], filters={"html": markdown})
         exporter.register_preprocessor("nbconvert.preprocessors.ExtractOutputPreprocessor", enabled=True)
         body, resources = exporter.from_notebook_node(notebook, {"unique_key": stem, "output_files_dir": "images"})
         for name, data in resources["outputs"].items():
@@ -102,8 +94,7 @@ class Site:
         path, mark, anchor = link.partition("#")
         if re.match(r"\w+:", link) or not path or source == COURSE:
             return link
-        target = (source.parent / unquote(path)).resolve()
-        if not target.exists():
+        if not (target := (source.parent / unquote(path)).resolve()).exists():
             raise ValueError(f"{source.relative_to(ROOT)} has a dead link: {link}")
         if target in PAGES or target == PLAY:
             return PAGES.get(target, PLAY.name) + mark + anchor
@@ -138,10 +129,9 @@ class Site:
 
     def write(self, name, title, main, inside=(), template="page.html.j2", **more):
         """A page, with the contents bar around it: `inside` are the (anchor, title) of its own parts."""
-        page = self.jinja.get_template(template).render(
-            title=title, main=str(main), inside=inside, here=name, top="../" * name.count("/"), **more)
         (self.out / name).parent.mkdir(parents=True, exist_ok=True)
-        (self.out / name).write_text(page, "utf-8")
+        (self.out / name).write_text(self.jinja.get_template(template).render(
+            title=title, main=str(main), inside=inside, here=name, top="../" * name.count("/"), **more), "utf-8")
 
     def page(self, source, name):
         """The page of a Markdown file or a notebook; of a lesson also its slides and both copies for a course."""
@@ -161,10 +151,9 @@ class Site:
         """course/teacher/ has a lesson as it is, course/student/ has it without outputs and without what is folded away."""
         student = deepcopy(notebook)
         for cell in student.cells:
-            if cell.cell_type == "markdown":
-                cell.source = ANSWERS.sub("", cell.source)
-            else:
+            if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = [], None
+            cell.source = ANSWERS.sub("", cell.source)
         student.cells = [cell for cell in student.cells if cell.source.strip()]
         nbformat.write(student, self.out / "course" / "student" / name)
         nbformat.write(notebook, self.out / "course" / "teacher" / name)
@@ -184,16 +173,14 @@ class Site:
     def font(self):
         """STIX Two Math, cut down to what the equations need, with its licence in its own tables."""
         options = subset.Options(flavor="woff", layout_features=["*"], name_IDs=["*"])
-        font = TTFont(Path(ziamath.__file__).parent / "fonts" / "STIXTwoMath-Regular.ttf")
+        font = subset.load_font(Path(ziamath.__file__).parent / "fonts" / "STIXTwoMath-Regular.ttf", options)
         cut = subset.Subsetter(options)
         italics = [0x210E, *range(0x1D434, 0x1D468), *range(0x1D6E2, 0x1D71C)]  # a single letter becomes one
         cut.populate(text="".join(self.characters), unicodes=italics)
         cut.subset(font)
-        subset.save_font(font, packed := io.BytesIO(), options)
-        (self.out / "math.woff").write_bytes(packed.getvalue())
+        subset.save_font(font, self.out / "math.woff", options)
 
     def build(self):
-        """All of it."""
         for path, name in PAGES.items():
             self.page(path, name)
         self.api()
@@ -205,7 +192,7 @@ class Site:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description="Builds the site.")
     parser.add_argument("--out", type=Path, default=ROOT / "site", help="the folder to write, emptied first")
     out = parser.parse_args().out
     shutil.rmtree(out, ignore_errors=True)
