@@ -26,7 +26,7 @@ from torch import nn
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "notebooks"))
 
-from amnesia import CVAE, Classifier, bernoulli_nll, fit, negative_elbo_terms
+from amnesia import CVAE, Classifier, bernoulli_nll, ewc_penalty, fit, negative_elbo_terms
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TEMPLATE, PAGE = Path(__file__).with_suffix(".html"), REPOSITORY / "figures" / "released" / "play.html"
@@ -40,7 +40,7 @@ COARSER = 6  # an edit's steps
 
 def forgetting(cvae, fim, digit, stops):
     """The decoders at these steps of notebook 3's run at its defaults: seed 0, the label is taught noise, the other labels
-    are distilled, λ = 0.3. `fim`: the Fisher information of each of the model's parameters."""
+    are distilled, λ = 0.3. `fim`: the Fisher information by the names of the model's parameters."""
     original, kept, taken = deepcopy(cvae).requires_grad_(False), [label for label in range(10) if label != digit], []
     labels_kept, done = torch.tensor(kept), iter(range(stops[-1]))
 
@@ -53,14 +53,6 @@ def forgetting(cvae, fim, digit, stops):
         ratio = ((mean - mean_old).square() + log_var_old.exp()) / log_var.exp()
         return decoder + (log_var - log_var_old + ratio - 1).sum(1) / 2
 
-    @torch.no_grad()
-    def springs():
-        energy = 0.0
-        for f, p, p_old in zip(fim, cvae.parameters(), original.parameters(), strict=True):
-            p.grad = 0.3 * f * (p - p_old)
-            energy += (p.grad * (p - p_old)).sum()
-        return energy / 2
-
     def loss():
         if next(done) in stops:
             taken.append(deepcopy(cvae.decoder))
@@ -69,7 +61,7 @@ def forgetting(cvae, fim, digit, stops):
         x = torch.rand(24, 784)
         y_forget = F.one_hot(torch.full((48,), digit), 10).float()
         forget = sum(negative_elbo_terms(cvae, torch.cat([x, 1 - x]), y_forget))
-        return {"forget": forget.mean(), "remember": distil(y).mean(), "protect": springs()}
+        return {"forget": forget.mean(), "remember": distil(y).mean(), "protect": 0.3 * ewc_penalty(cvae, original, fim)}
 
     torch.manual_seed(0)
     fit(cvae, loss, steps=stops[-1], learning_rate=5e-3, title=f"forgetting {digit}")
@@ -113,9 +105,8 @@ def models():
     judge, cvae = Classifier(), CVAE(**files["cvae"]["config"])
     judge.load_state_dict(files["judge"]["state"])
     cvae.load_state_dict(files["cvae"]["state"])
-    fim = [files["fim"]["state"][name] for name, _ in cvae.named_parameters()]
-    stops = forgetting(deepcopy(cvae), fim, FORGOTTEN, STOPS)
-    other = forgetting(deepcopy(cvae), fim, OTHER, STOPS[-1:])[-1]
+    stops = forgetting(deepcopy(cvae), files["fim"]["state"], FORGOTTEN, STOPS)
+    other = forgetting(deepcopy(cvae), files["fim"]["state"], OTHER, STOPS[-1:])[-1]
     original = multiples(cvae.decoder, DECODER_STEPS).round()
     at, edits = original, []
     for decoder in stops[1:]:

@@ -164,8 +164,8 @@ def as_pictures(parts, names, title):
         images, index = ([np.delete(both[0], held, 0), both[0][held]] for both in (images, index))
     least, side = min(np.bincount(part, minlength=len(values)).min() for part in index), min(images[0].shape[1:3])
     if len(values) < 2 or least < 2 or side < SIDES[0]:
-        raise DataError(f"{title}: {len(values)} classes, {least} pictures of one to train or to test with, {side} pixels a side; "
-                        f"at least two classes, ten pictures of each (or two to test with), {SIDES[0]} pixels are needed.")
+        raise DataError(f"{title}: {len(values)} classes, {least} pictures of one to train or test with, {side} pixels a side. "
+                        f"Needed: two classes, ten pictures of each (or two to test with), {SIDES[0]} pixels a side.")
     colon, made = ":" * (title == SMALL), []
     for kind, part, labels in zip(("train", "held out" if colon else "test"), images, index, strict=True):
         part = torch.from_numpy(part if part.ndim == 4 else part[..., None]).permute(0, 3, 1, 2)         # (N, C, H, W)
@@ -246,7 +246,7 @@ def from_npz(path):
         if images.dtype.kind == "f" and images.size and images.min() >= 0 and images.max() <= 1:
             images = np.round(images * 255).astype(np.uint8)
         if not images.size or images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,), (3,)):
-            raise DataError(f"{path}: expected {kind}images (N, H, W[, 1 or 3]), uint8 or 0 to 1; found {images.dtype} {images.shape}.")
+            raise DataError(f"{path}: expected {kind}images (N, H, W[, C]), uint8 or 0 to 1; found {images.dtype} {images.shape}")
         whole = labels.dtype.kind in "iuU" or (labels.dtype.kind == "f" and np.all(labels == np.floor(labels)))
         if labels.shape != images.shape[:1] or not whole:
             raise DataError(f"{path}: expected N {kind}labels, whole numbers or names; found {labels.dtype} {labels.shape}.")
