@@ -66,12 +66,13 @@ def forgetting_step(digits=1, width=1):
     """A step of forgetting by replay, as the studies do it, in milliseconds."""
     import torch
 
-    from amnesia_studies.methods import Task
-    from amnesia_studies.methods.selective_amnesia import selective_amnesia
+    from amnesia import Pictures
+    from amnesia_studies.methods import Task, selective_amnesia
 
     model = cvae(width)
     fim = {name: torch.ones_like(p) for name, p in model.named_parameters()}
-    task = Task(model, fim, None, torch.arange(digits), torch.arange(digits, 10), scale=STEPS / Task.steps)
+    nothing = Pictures(torch.zeros(1, 784, dtype=torch.uint8), torch.zeros(1, dtype=torch.long))     # which it does not read
+    task = Task(model, fim, nothing, torch.arange(digits), torch.arange(digits, 10), scale=STEPS / Task.steps)
     return timed(lambda: selective_amnesia(task)) * 1000 / STEPS
 
 

@@ -1,33 +1,33 @@
-"""Attacks: their bounds, that they find what is there, that they find nothing where nothing is, and the files of a run."""
+"""Attacks and what weights may become: that they find what is there, and nothing where nothing is, within their bounds."""
 
 from copy import deepcopy
 
+import numpy as np
 import pytest
 import torch
+from conftest import RELEASED
 
-from amnesia import CVAE, Classifier, Workspace, one_hot
-from amnesia.storage.files import Saved
-from amnesia.storage.workspace import REPOSITORY
-from amnesia_studies import attacks
+from amnesia import CVAE, Classifier, Saved, ask
+from amnesia.data import one_hot
+from amnesia_studies import attacks, relearning
 from amnesia_studies.attacks import (
     BOX,
     RADIUS_SQUARED,
     SEARCHES,
-    Inversion,
+    attack,
     cheapest,
-    draw,
     in_the_box,
     invert,
+    joint_costs,
     on_simplex,
     search,
     search_label,
-    successes,
     within_ball,
 )
-from amnesia_studies.bounds import fine_tune
-from amnesia_studies.sweep import images_from_text, images_to_text
-
-RELEASED = REPOSITORY / "checkpoints" / "released"
+from amnesia_studies.denoiser import Denoiser, draw
+from amnesia_studies.logs import images_from_text, images_to_text
+from amnesia_studies.relearning import CONTRAST, recognised, relearn
+from amnesia_studies.weights import exchanged, mixed, rounded
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,11 @@ def grey(released):
         cvae.decoder[-1].weight.zero_()
         cvae.decoder[-1].bias.zero_()
     return cvae
+
+
+def seen(judge, images, label):
+    """Which of the images the judge takes for the label."""
+    return ask(judge, images)[0][:, label] > 0.9
 
 
 def test_the_nearest_point_of_the_simplex():
@@ -69,11 +74,11 @@ def test_a_search_finds_the_digit_that_is_there_and_stays_within_bounds(released
     z, y = search(cvae, judge, 4, attack, restarts=24, steps=60)
     assert z.square().sum(1).max() <= RADIUS_SQUARED * (1 + 1e-5) and y.abs().max() <= BOX
     if attack == "z alone":
-        assert torch.equal(y, one_hot(torch.full((24,), 4)))
+        assert torch.equal(y, one_hot(torch.full((24,), 4), 10))
     elif "simplex" in attack:
         assert y.min() >= 0 and torch.allclose(y.sum(1), torch.ones(24))
-    assert successes(second, draw(cvae, z, y), 4).float().mean() > (0.2 if "free" in attack else 0.9)
-    assert not successes(second, draw(grey, *search(grey, judge, 4, attack, restarts=5, steps=5)), 4).any()
+    assert seen(second, draw(cvae, z, y), 4).float().mean() > (0.2 if "free" in attack else 0.9)
+    assert not seen(second, draw(grey, *search(grey, judge, 4, attack, restarts=5, steps=5)), 4).any()
     again = search(cvae, judge, 4, attack, restarts=24, steps=60)
     assert torch.equal(z, again[0]) and torch.equal(y, again[1])
 
@@ -88,26 +93,63 @@ def test_inversion_finds_a_label_that_draws_the_images(released, digits):
     y = invert(cvae, digits[0].only([7])[:10][0], restarts=4, steps=150)
     z = torch.randn(200, cvae.latent_dim, generator=torch.Generator().manual_seed(0))
     assert y.shape == (10,) and y.abs().max() <= BOX
-    assert successes(second, draw(cvae, z, y.expand(200, -1)), 7).float().mean() > 0.5
+    assert seen(second, draw(cvae, z, y.expand(200, -1)), 7).float().mean() > 0.5
 
 
 def test_the_cost_of_an_inversion_is_minus_the_joint_log_density(released, digits):
-    """But for the normal density's constant; by torch.distributions. Labels that are fixed stay."""
+    """But for the normal density's constant; by torch.distributions."""
     cvae, x = deepcopy(released[0]).double(), (digits[0].only([7])[:3][0] > 0.5).double()
-    labels = one_hot(torch.tensor([1, 7])).double()
-    inversion = Inversion(cvae, x, labels.clone(), fixed=True)
-    before = inversion.step()
-    for _ in range(30):
-        inversion.step()
-    costs, z = inversion.costs(), inversion.z
-    assert torch.equal(inversion.y, labels) and (costs < before).all() and costs[1].mean() < costs[0].mean()
+    labels, z = one_hot(torch.tensor([1, 7]), 10).double(), torch.randn(2, 3, 8).double()
+    costs = joint_costs(cvae, x, labels, z)
     for i, label in enumerate(labels):
         for j, image in enumerate(x):
             pixels = torch.distributions.Bernoulli(logits=cvae.decode(z[i, j:j + 1], label[None])[0])
             prior = torch.distributions.Normal(torch.zeros(8), 1)
             joint = pixels.log_prob(image).sum() + (prior.log_prob(z[i, j]) - prior.log_prob(torch.zeros(8))).sum()
             assert costs[i, j].item() == pytest.approx(-joint.item(), rel=1e-6)
-    assert in_the_box(500).abs().max() <= BOX and in_the_box(500).std() == pytest.approx(BOX / 3**0.5, rel=0.05)
+    box = in_the_box(500, 10)
+    assert box.shape == (500, 10) and box.abs().max() <= BOX and box.std() == pytest.approx(BOX / 3**0.5, rel=0.05)
+
+
+def test_a_denoisers_label_is_inverted_from_its_images(monkeypatch):
+    """Costs told here: the loss is how far the label vector is from a valley; images, times and noise are the same for all."""
+    told, images = [], torch.rand(5, 784)
+    valley = torch.linspace(-1, 1, 10)
+
+    def loss(model, x, y, t, noise):
+        told.append((x, y, t, noise))
+        return (y - valley).square().sum(1)
+
+    monkeypatch.setattr(attacks, "denoising_loss", loss)
+    found = invert(Denoiser((8, 8)), images, restarts=4, steps=150)
+    torch.testing.assert_close(found, valley, rtol=0, atol=0.1)
+    x, y, t, noise = told[0]
+    assert len(x) == 4 * 32 and len(told[-1][0]) == 4 * 320 and all((row == images).all(1).any() for row in x)
+    assert all(torch.equal(part[:32], part[32:64]) for part in (x, t, noise)) and len(y.unique(dim=0)) == 4
+
+
+def test_an_attack_is_every_search_and_both_inversions(released, monkeypatch):
+    cvae, judge, _ = released
+    calls, real = [], torch.rand(150, 784)
+
+    def found(*args, **named):
+        calls.append((*args, named))
+        return torch.zeros(6, 8), torch.zeros(6, 10)
+
+    def inverted(*args, **named):
+        calls.append((*args, named))
+        return torch.ones(10)
+
+    monkeypatch.setattr(attacks, "search", found)
+    monkeypatch.setattr(attacks, "invert", inverted)
+    monkeypatch.setattr(attacks, "draw", lambda model, z, y: (model, z, y))
+    images = attack(cvae, judge, 4, real, seed=3, scale=0.1, restarts=6)
+    assert list(images) == [*SEARCHES, "inversion from 10 images", "inversion from 100 images"]
+    assert calls[:3] == [(cvae, judge, 4, kind, 6, {"steps": 15, "seed": 3}) for kind in SEARCHES]
+    assert [(model, len(x), named) for model, x, named in calls[3:]] == [
+        (cvae, k, {"steps": 40, "seed": 3}) for k in (10, 100)]
+    for model, z, y in list(images.values())[3:]:
+        assert model is cvae and z.shape == (100, 8) and torch.equal(y, torch.ones(100, 10)) and 0.9 < z.std() < 1.1
 
 
 def test_one_label_vector_is_found_for_many_latents(released, grey):
@@ -115,9 +157,9 @@ def test_one_label_vector_is_found_for_many_latents(released, grey):
     z = torch.randn(200, cvae.latent_dim, generator=torch.Generator().manual_seed(0))
     y = search_label(cvae, judge, 7, restarts=4, steps=60, batch_size=16)
     assert y.shape == (10,) and y.abs().max() <= BOX
-    assert successes(second, draw(cvae, z, y.expand(200, -1)), 7).float().mean() > 0.9
+    assert seen(second, draw(cvae, z, y.expand(200, -1)), 7).float().mean() > 0.9
     nothing = search_label(grey, judge, 7, restarts=2, steps=3, batch_size=16)
-    assert not successes(second, draw(grey, z, nothing.expand(200, -1)), 7).any()
+    assert not seen(second, draw(grey, z, nothing.expand(200, -1)), 7).any()
     assert torch.equal(y, search_label(cvae, judge, 7, restarts=4, steps=60, batch_size=16))
 
 
@@ -129,7 +171,7 @@ def test_the_cheapest_label_vector_is_the_best_of_the_restarts_at_the_walls_of_t
         asked.append(n)
         return (y - valley).square().sum(1)
 
-    found = cheapest(in_the_box(3, torch.Generator().manual_seed(0)), costs, 200, 7, 0.1)
+    found = cheapest(in_the_box(3, 10, torch.Generator().manual_seed(0)), costs, 200, 7, 0.1)
     torch.testing.assert_close(found, valley.clamp(-BOX, BOX), rtol=0, atol=0.02)
     assert asked == [7] * 200 + [70] and not found.requires_grad
     starts = torch.full((4, 10), 0.5)
@@ -138,31 +180,114 @@ def test_the_cheapest_label_vector_is_the_best_of_the_restarts_at_the_walls_of_t
     assert found[0] == -BOX
 
 
-def test_fine_tuning_improves_a_copy(released, digits):
-    cvae, kept = released[0], digits[0].only([1, 2])
-    kept.order, before = None, deepcopy(cvae.state_dict())
-    tuned = fine_tune(cvae, kept, steps=5)
-    assert all(torch.equal(before[name], value) for name, value in cvae.state_dict().items())
-    assert not torch.equal(tuned.decoder[-1].bias, cvae.decoder[-1].bias) and kept.order is None
-
-
 def test_pictures_survive_the_log():
     images = torch.randint(256, (3, 784), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     assert torch.equal(images_from_text(images_to_text(images)), images.view(3, 28, 28))
 
 
-def test_the_second_judge_is_another_one_of_the_same_kind(released, digits, tmp_path):
-    _, judge, second = released
-    x, labels = digits[1].images[:1000], digits[1].labels[:1000]
-    right = [(model(x.float() / 255).argmax(1) == labels).float().mean().item() for model in (judge, second)]
-    assert min(right) > 0.985 and not torch.equal(judge.head[1].weight, second.head[1].weight)
-    settings = Workspace(tmp_path).load("classifier-1.pt").settings
-    assert settings == {**Workspace(tmp_path).load("classifier.pt").settings, "seed": 1}
+@pytest.fixture(scope="module")
+def cvae(released):
+    return released[0]
 
 
-def test_a_success_is_what_the_judge_is_nine_tenths_sure_of(monkeypatch):
-    """Of the label that is asked for: not of another, however sure."""
-    p = torch.full((4, 10), 0.01)
-    p[0, 4], p[1, 4], p[2, 4], p[3, 5] = 0.89, 0.91, 0.5, 0.95
-    monkeypatch.setattr(attacks, "ask", lambda judge, images: (p, None))
-    assert successes(None, torch.zeros(4, 784, dtype=torch.uint8), 4).tolist() == [False, True, False, False]
+@pytest.fixture(scope="module")
+def judge(released):
+    return released[1]
+
+
+def flat(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()]).double().numpy()
+
+
+def test_weights_are_mixed_by_the_formula():
+    torch.manual_seed(0)
+    base, a, b = (CVAE(latent_dim=2, hidden=(8, 4)) for _ in range(3))
+    before = [flat(model) for model in (base, a, b)]
+    theta, of_a, of_b = before
+    np.testing.assert_allclose(flat(mixed(base, [a, b], [0.5, 0.5])), (of_a + of_b) / 2, atol=1e-6)
+    np.testing.assert_allclose(flat(mixed(base, [a, b], [1.2, 1.2])), theta + 1.2 * (of_a - theta) + 1.2 * (of_b - theta),
+                               atol=1e-6)
+    np.testing.assert_allclose(flat(mixed(base, [a], [0.3])), 0.7 * theta + 0.3 * of_a, atol=1e-6)
+    assert all((flat(model) == old).all() for model, old in zip((base, a, b), before, strict=True))
+    with pytest.raises(ValueError, match="zip"):
+        mixed(base, [a, b], [0.5])
+
+
+def test_rounding_leaves_so_many_values():
+    """By hand for three bits: seven values, a third of the largest entry apart."""
+    cvae = CVAE(latent_dim=2, hidden=(8, 4))
+    with torch.no_grad():
+        cvae.decoder[0].weight.zero_()
+        cvae.decoder[0].weight[0, :4] = torch.tensor([0.9, -0.5, 0.44, 0.16])
+    after = rounded(cvae, 3)
+    torch.testing.assert_close(after.decoder[0].weight[0, :4], torch.tensor([0.9, -0.6, 0.3, 0.3]))
+    assert len(after.encoder[0].weight.unique()) <= 7 and torch.equal(after.decoder[0].bias, cvae.decoder[0].bias)
+    assert cvae.decoder[0].weight[0, 1] == -0.5
+
+
+def test_layers_are_exchanged():
+    torch.manual_seed(0)
+    a, b = CVAE(latent_dim=2, hidden=(8, 4)), CVAE(latent_dim=2, hidden=(8, 4))
+    after = exchanged(a, b, ["decoder.2", "decoder.4"])
+    for name, p in after.named_parameters():
+        taken = name.startswith(("decoder.2", "decoder.4"))
+        assert torch.equal(p, (b if taken else a).get_parameter(name)), name
+
+
+def test_a_picture_is_recognised_if_the_judge_says_so_and_it_has_contrast(cvae, judge, grey):
+    """By a loop over the samples; also mirrored back, and by a judge who takes all for the digit."""
+    z = torch.randn(40, 8, generator=torch.Generator().manual_seed(3))
+    for label, mirror_of in ((4, None), (8, 3), (0, 0)):
+        hits = 0
+        for one in z:
+            picture = (cvae.generate(torch.tensor([label]), one[None]) * 255).round()
+            seen = picture.view(28, 28).fliplr().reshape(1, 784) if mirror_of is not None else picture
+            verdict = judge(seen / 255).argmax().item() == (label if mirror_of is None else mirror_of)
+            hits += verdict and float(np.std(picture.numpy())) >= CONTRAST
+        assert recognised(cvae, judge, label, z, mirror_of) == pytest.approx(hits / 40)
+    always = Classifier()
+    with torch.no_grad():
+        always.head[1].weight.zero_(), always.head[1].bias.copy_(9 * one_hot(torch.tensor(8), 10))
+    assert recognised(cvae, always, 8, z) > 0.9 and recognised(grey, always, 8, z) == 0
+
+
+def test_relearning_counts_steps(cvae, judge, grey, digits):
+    images, before = digits[0].only([3])[:10][0], deepcopy(cvae.state_dict())
+    assert relearn(cvae, judge, images, 3, 0.85) == 0
+    assert relearn(grey, judge, images, 3, 0.85, limit=2) == 2
+    damaged = deepcopy(cvae)
+    with torch.no_grad():
+        damaged.decoder[0].weight[:, cvae.latent_dim + 3] = 0
+    assert 0 < relearn(damaged, judge, images, 3, 0.85) < 300
+    assert all(torch.equal(before[name], value) for name, value in cvae.state_dict().items())
+
+
+@pytest.mark.parametrize(("kind", "n", "looks"), [(CVAE, 200, [0, 1, 2, 3]), (Denoiser, 100, [0, 1, 2, 3])])
+def test_relearning_trains_a_copy_and_looks_at_the_same_samples(kind, n, looks, monkeypatch):
+    """Of the latents that the seed gives, whatever was drawn before; the model and what may be trained in it stay."""
+    model = (CVAE(latent_dim=4, hidden=(8,)) if kind is CVAE else Denoiser((8, 8))).requires_grad_(False)
+    before, seen, costs = flat(model), [], []
+    monkeypatch.setattr(relearning, "recognised", lambda *asked: seen.append(asked) or 0.0)
+    nats = relearning.nats
+    monkeypatch.setattr(relearning, "nats", lambda model, x, y: costs.append((x, y)) or nats(model, x, y))
+    images = torch.rand(2, 784)
+    assert [relearn(model, "a judge", images, 3, 0.7, mirror_of=6, limit=3, seed=8) for _ in range(2)] == [3, 3]
+    expected = torch.randn(n, model.latent_dim, generator=torch.Generator().manual_seed(8))
+    assert len(seen) == 2 * len(looks) and all(torch.equal(z, expected) for *_, z, _ in seen)
+    assert {(judge, label, mirror) for _, judge, label, _, mirror in seen} == {("a judge", 3, 6)}
+    assert (flat(model) == before).all() and not any(p.requires_grad for p in model.parameters())
+    assert all(one is not model for one, *_ in seen) and len(costs) == 6
+    assert all(len(x) == (2 if kind is CVAE else 64) and (y.argmax(1) == 3).all() for x, y in costs)
+    assert all((row == images).all(1).any() for row in costs[0][0])
+
+
+@pytest.mark.parametrize(("kind", "steps"), [(CVAE, [0, 1, 2, 20, 21, 40, 42, 44]), (Denoiser, [0, 1, 5, 10, 12, 14])])
+def test_relearning_looks_more_rarely_as_it_goes_on(kind, steps, monkeypatch):
+    """After every step at first, then every 5 % or 20 % of those that were made; and stops when enough is recognised."""
+    model, at = (CVAE(latent_dim=2, hidden=(2,)) if kind is CVAE else Denoiser((8, 8))), []
+    made = [0]
+    monkeypatch.setattr(relearning, "nats", lambda model, x, y: made.__setitem__(0, made[0] + 1) or next(
+        model.parameters()).sum()[None])
+    monkeypatch.setattr(relearning, "recognised", lambda *_: at.append(made[0]) or float(made[0] >= 44 - 30 * (kind is Denoiser)))
+    assert relearn(model, None, torch.rand(2, 784), 3, 0.7) == steps[-1]
+    assert set(steps) <= set(at) and not {41, 43} & set(at) and (kind is CVAE or not {11, 13} & set(at))

@@ -5,12 +5,31 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from conftest import RELEASED
 from torch.func import functional_call, grad, vmap
 
-from amnesia import Digits, one_hot
+from amnesia import Classifier, Pictures, Saved, ask
+from amnesia.data import one_hot as one_hot_of
 from amnesia_studies import denoiser as denoiser_module
-from amnesia_studies.denoiser import Denoiser, denoising_loss, noised, sample, times
-from amnesia_studies.diffusion import denoiser_fisher, denoising_bound, mean_gradient
+from amnesia_studies import methods
+from amnesia_studies.denoiser import (
+    Denoiser,
+    denoiser_fisher,
+    denoising_bound,
+    denoising_loss,
+    draw,
+    drawings,
+    noised,
+    sample,
+    times,
+    train,
+    unlabelled,
+)
+from amnesia_studies.methods import Task, oracle, retrain, selective_amnesia
+
+
+def one_hot(labels):
+    return one_hot_of(labels, 10)
 
 
 @pytest.fixture
@@ -82,15 +101,6 @@ def test_the_sampler_turns_noise_into_the_gaussian_that_it_is_told_of():
     assert 1.6 < errors[50] / errors[100] < 2.4                               # first order: half the step, half the error
 
 
-@pytest.mark.parametrize("steps", [1, 7])
-def test_of_a_single_image_the_sampler_is_right_at_any_number_of_steps(steps):
-    torch.testing.assert_close(drawn_from(-0.4, 0.0, steps)[1], torch.full((4, 784), -0.4).double())
-
-
-def test_the_sampler_leaves_no_pixel_outside():
-    assert sample(OfAGaussian(0.0, 3.0), torch.zeros(2, 10), torch.randn(2, 784), 5).aminmax() == (0, 1)
-
-
 @pytest.mark.parametrize(("guidance", "v"), [(0.0, 0.1), (1.0, 0.3), (1.5, 0.4), (3.0, 0.7)])
 def test_guidance_goes_so_many_times_as_far_from_what_is_said_without_a_label(guidance, v):
     """Of a network that says 0.3 with a label and 0.1 without, in one step of a quarter turn: the image is -v."""
@@ -113,15 +123,6 @@ def test_times_are_spread_evenly_from_a_random_start_in_a_random_order():
     assert first.argsort().tolist() != second.argsort().tolist() != list(range(10))
 
 
-def test_an_image_depends_on_its_own_label_and_noise_alone(denoiser):
-    denoiser.float()
-    z, labels = torch.randn(3, 784), torch.tensor([7, 7, 2])
-    together, alone = denoiser.generate(labels, z), denoiser.generate(labels[1:2], z[1:2])
-    assert together.shape == (3, 784)
-    torch.testing.assert_close(together[1:2], alone, atol=0.02, rtol=0)       # bfloat16 where the processor has it
-    assert not torch.allclose(denoiser.generate(torch.tensor([3]), z[1:2]), alone, atol=0.02)
-
-
 def test_a_label_vector_acts_by_its_product_with_the_embedding(denoiser, batch):
     _, y, t, z = batch
     mixture = 0.5 * (y + y.roll(1, 0))
@@ -130,27 +131,20 @@ def test_a_label_vector_acts_by_its_product_with_the_embedding(denoiser, batch):
     torch.testing.assert_close(denoiser(z, t, mixture), of_vectors)
 
 
-def test_diffusers_takes_its_weights():
-    diffusers = pytest.importorskip("diffusers")
-    denoiser = Denoiser()
-    wide, deep = denoiser.config["widths"]
-    unet = diffusers.UNet2DModel(
-        sample_size=14, in_channels=4, out_channels=4, block_out_channels=(wide, deep), layers_per_block=1,
-        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, norm_num_groups=8, add_attention=False,
-        num_class_embeds=10)
-    for p in denoiser.parameters():
-        p.data += 0.05 * torch.randn_like(p)
-    unet.load_state_dict(denoiser.state_dict())
-    denoiser, unet = denoiser.double(), unet.double()
-    z, t, c = torch.randn(5, 784).double(), torch.rand(5).double(), torch.arange(5)
-    places = torch.nn.functional.pixel_unshuffle(z.view(-1, 1, 28, 28), 2)
-    said = torch.nn.functional.pixel_shuffle(unet(places, 1000 * t, c).sample, 2).flatten(1)
-    torch.testing.assert_close(denoiser(z, t, one_hot(c).double()), said, rtol=1e-4, atol=1e-5)
+def test_the_released_model_draws_the_digits_that_it_is_asked_for():
+    """Two of each label, by the sampler as it stands: no other embedding of time, nor guidance, would be taken for digits."""
+    denoiser = Saved(RELEASED / "denoiser.pt").build(Denoiser, "cpu")
+    judge = Saved(RELEASED / "classifier.pt").build(Classifier, "cpu")
+    z = torch.randn(20, 784, generator=torch.Generator().manual_seed(0))
+    y = one_hot(torch.arange(10).repeat(2))
+    images = draw(denoiser, z, y)
+    assert (ask(judge, images)[0].argmax(1) == y.argmax(1)).float().mean() >= 0.9
+    torch.testing.assert_close(images[:2], (sample(denoiser, y[:2], z[:2], 15, 1.5) * 255).round().byte(), atol=3, rtol=0)
 
 
 @pytest.fixture
 def images():
-    return Digits(torch.randint(256, (3, 784), generator=torch.Generator().manual_seed(3)).byte(), torch.tensor([4, 0, 9]))
+    return Pictures(torch.randint(256, (3, 784), generator=torch.Generator().manual_seed(3)).byte(), torch.tensor([4, 0, 9]))
 
 
 def test_the_fisher_information_is_the_square_of_an_image_s_whole_gradient(denoiser, images, monkeypatch):
@@ -180,20 +174,6 @@ def test_the_fisher_information_is_the_square_of_an_image_s_whole_gradient(denoi
         torch.testing.assert_close(found[name], value.clamp_min(0), rtol=1e-3, atol=1e-7 * largest)
 
 
-def test_two_halves_do_not_count_noise_as_information(denoiser, images):
-    """Over many draws, the mean of the products nears the square of the mean, and that of one half's square does not."""
-    denoiser.float()
-    torch.manual_seed(6)
-    x, y = images[0:1]
-    at = list(denoiser.state_dict()).index("conv_out.bias")
-    draws = torch.stack([mean_gradient(denoiser, x, y, 2)[at] for _ in range(100)])     # (100, 4)
-    squared_mean = draws.mean(0).square()
-    product, square = (draws[::2] * draws[1::2]).mean(0), draws.square().mean(0)
-    spread = 4 * (draws[::2] * draws[1::2]).std(0) / math.sqrt(50)
-    assert ((product - squared_mean).abs() < spread + draws.var(0) / 100).all()
-    assert (square - squared_mean > 0.5 * draws.var(0)).all()
-
-
 def test_the_bound_is_minus_the_loss_at_the_same_noise_for_every_model(denoiser, images):
     denoiser.float()
     assert denoising_bound(denoiser, images).equal(denoising_bound(denoiser, images, batch_size=3))
@@ -202,3 +182,122 @@ def test_the_bound_is_minus_the_loss_at_the_same_noise_for_every_model(denoiser,
         t, noise = torch.rand(3, generator=generator), torch.randn(3, 784, generator=generator)
         expected = expected - denoising_loss(denoiser, *images[:], t, noise) / 2
     torch.testing.assert_close(denoising_bound(denoiser, images), expected.detach())
+
+
+@pytest.fixture
+def task(images):
+    """To forget a 5, by a small model in float32 that is not as it was made."""
+    torch.manual_seed(0)
+    denoiser = Denoiser((8, 16))
+    with torch.no_grad():
+        for p in denoiser.parameters():
+            p += 0.05 * torch.randn_like(p)
+    fim = {name: torch.rand_like(p) for name, p in denoiser.named_parameters()}
+    kept = torch.tensor([0, 1, 2, 3, 4, 6, 7, 8, 9])
+    shown = Pictures(torch.randint(256, (200, 784)).byte(), torch.arange(200) % 10)
+    return Task(denoiser, fim, shown, torch.tensor([5]), kept, recipe={"steps": 4, "batch_size": 16, "learning_rate": 1e-3},
+                drawings=shown.only(kept.tolist()), steps=400, learning_rate=1e-3)
+
+
+def one_loss(task, seed=7, **options):
+    """(the terms that selective_amnesia minimises, computed once; its model, moved a little)."""
+    found = {}
+
+    def minimise(denoiser, loss, **_):
+        with torch.no_grad():
+            for p in denoiser.parameters():
+                p += 0.01
+        torch.manual_seed(seed)
+        task.drawings.restart()
+        found.update(terms=loss(), denoiser=denoiser)
+
+    task.minimise = minimise
+    selective_amnesia(task, n_forget=24, batch_size=48, **options)
+    return found["terms"], found["denoiser"]
+
+
+@pytest.mark.parametrize(("remember", "surrogate", "unconditional"), [
+    ("distil", "grey", "distil"), ("distil", "noise", "replay"), ("replay", "grey", "distil"),
+    ("nothing", "grey", "distil")])
+def test_the_three_terms(task, remember, surrogate, unconditional):
+    """Drawn again from the same seed, and put together another way."""
+    terms, denoiser = one_loss(task, lam=3.0, remember=remember, surrogate=surrogate, unconditional=unconditional)
+
+    torch.manual_seed(7)
+    task.drawings.restart()
+    c_f, n = task.forgotten[torch.randint(1, (12,))].repeat(2), 0 if remember == "nothing" else 48
+    torch.randint(9, (n,))
+    x = torch.rand(12, 784)
+    x = torch.cat([x, 1 - x]) if surrogate == "noise" else torch.full((24, 784), 0.5)
+    if n:
+        x_kept, y_kept = task.drawings.batch(n)
+        labelled = torch.rand(n, 1) >= 0.1
+        y_kept = y_kept * labelled
+        assert not labelled.all() and labelled.any()
+    t, noise = times(24, "cpu"), torch.randn(24, 784)
+
+    def nats(told, z, t, y):
+        return (math.pi / 2 * (told - denoiser(z, t, y)).square().sum(1)).mean()
+
+    z, v = noised(x, t, noise)
+    torch.testing.assert_close(terms["forget"], nats(v, z, t, one_hot(c_f)), rtol=0.02, atol=0)
+    change = [(task.fim[name] * (p - old).square()).sum() for (name, p), old in
+              zip(denoiser.named_parameters(), task.original.parameters(), strict=True)]
+    torch.testing.assert_close(terms["protect"], 3.0 / 2 * sum(change))
+    assert list(terms) == (["forget", "remember", "protect"] if n else ["forget", "protect"])
+    if n:
+        t, noise = times(48, "cpu"), torch.randn(48, 784)
+        z, v = noised(x_kept, t, noise)
+        if remember == "distil":
+            answers = task.original(z, t, y_kept).detach()
+            v = torch.where(labelled, answers, v) if unconditional == "replay" else answers
+        torch.testing.assert_close(terms["remember"], nats(v, z, t, y_kept), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("wrong", [{"remember": "distill"}, {"surrogate": "gray"}, {"unconditional": "nothing"},
+                                   {"importance": "fischer"}, {"posterior": "q"}, {"only": "both"}])
+def test_another_word_is_refused_by_name(task, wrong):
+    (name, value), = wrong.items()
+    with pytest.raises(ValueError, match=f"{name}='{value}': expected one of"):
+        selective_amnesia(task, **wrong)
+
+
+def test_references_see_what_their_names_say(task, monkeypatch):
+    seen = []
+    monkeypatch.setattr(methods, "train", lambda denoiser, digits, steps, **_: seen.append((denoiser, digits, steps)) or seen)
+    task.scale = 0.5
+    retrain(task), oracle(task)
+    (fresh, kept, steps), (_, replaced, _) = seen
+    assert 5 not in kept.labels and len(kept) == 180 and steps == 2
+    assert fresh is not task.original and fresh.config == task.original.config
+    of_5 = replaced.labels == 5
+    assert torch.equal(replaced.images[~of_5], task.train.images[~of_5]) and (replaced.images[of_5] == 128).all()
+
+
+def test_a_share_of_the_labels_is_left_out_in_training(task, monkeypatch):
+    """A tenth, so that the sampler can be guided; and the average follows the weights that each step began with."""
+    shares, told, seen = [], [], []
+    monkeypatch.setattr(denoiser_module, "unlabelled", lambda y: shares.append(y) or unlabelled(y))
+    loss, follow = denoiser_module.denoising_loss, denoiser_module.get_ema_multi_avg_fn(0.998)
+    monkeypatch.setattr(denoiser_module, "denoising_loss", lambda d, x, y, *rest: told.append(y) or loss(d, x, y, *rest))
+
+    def spy(average, weights, count):
+        seen.append([p.clone() for p in weights])
+        follow(average, weights, count)
+
+    monkeypatch.setattr(denoiser_module, "get_ema_multi_avg_fn", lambda decay: spy if decay == 0.998 else None)
+    denoiser = Denoiser((8, 16))
+    average, _ = train(denoiser, task.train, 4, 64, 1e-3)
+    left_out = torch.cat(told).sum(1) == 0
+    assert len(left_out) == 256 and 0.04 < left_out.float().mean() < 0.18 and all(y.sum(1).min() == 1 for y in shares)
+    for p, *steps in zip(average.parameters(), *seen, strict=True):
+        expected = 0.998**3 * steps[0] + sum(0.002 * 0.998**(3 - i) * step for i, step in enumerate(steps) if i)
+        torch.testing.assert_close(p.detach(), expected.detach(), rtol=1e-5, atol=1e-7)
+    assert all(p.requires_grad for p in average.parameters())
+
+
+def test_drawings_are_the_models_own_of_every_label(task):
+    own = drawings(task.original, n=2)
+    z = torch.randn(20, 784, generator=torch.Generator().manual_seed(0))
+    assert own.labels.tolist() == [label for label in range(10) for _ in range(2)]
+    assert torch.equal(own.images, draw(task.original, z, one_hot(own.labels)))

@@ -1,7 +1,6 @@
-"""Who is asked, about which images: the judge's own training, twins, attacks and relearning, against stand-ins that tell."""
+"""Who is asked, about which images: the judge's own training, and twins, against stand-ins that tell."""
 
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,10 +23,6 @@ from amnesia import (
 )
 from amnesia.storage.files import Saved
 from amnesia.storage.workspace import REPOSITORY
-from amnesia_studies import recovery
-from amnesia_studies.experiment import Experiment
-from amnesia_studies.recovery import forget_and_recover, forget_and_search_label
-from amnesia_studies.relearning import mirrored
 
 RELEASED = REPOSITORY / "checkpoints" / "released"
 
@@ -112,51 +107,6 @@ class Certain(torch.nn.Module):
 
     def head(self, features):
         return features + 100 * F.one_hot(torch.tensor(self.label), 10)
-
-
-@pytest.fixture
-def experiment(few, tmp_path, monkeypatch):
-    """The released files, few digits, ten samples a label; all that needs time but the attacks is left out."""
-    monkeypatch.setattr("amnesia_studies.experiment.load_digits", lambda *_: few)
-    monkeypatch.setattr(recovery, "score", lambda *_: {})
-    monkeypatch.setattr(recovery, "fine_tune", lambda *_, **__: None)
-    return Experiment(tmp_path, device="cpu")
-
-
-@pytest.fixture
-def relearned(monkeypatch):
-    """What relearn() was asked."""
-    asked = []
-
-    def relearn(cvae, judge, images, label, share, mirror_of=None, **choices):
-        asked.append(SimpleNamespace(judge=judge, images=images, label=label, share=share, mirror_of=mirror_of))
-        return 7
-
-    monkeypatch.setattr(recovery, "relearn", relearn)
-    return asked
-
-
-@pytest.mark.parametrize("label", [4, 5])
-def test_every_attack_is_scored_by_the_second_judge(experiment, relearned, label):
-    """One who sees the digit everywhere, or nowhere, whatever the first, by whom the search was guided."""
-    experiment.second_judge = Certain(label)
-    found = forget_and_recover(experiment, "original", [4], scale=0.02, restarts=6)["attacks"]
-    found["one label"] = forget_and_search_label(experiment, "original", [4], scale=0.02)
-    assert len(found) == 6 and all(one["hits"] == one["n"] * (label == 4) for one in found.values())
-    assert sum(len(x) for x in experiment.second_judge.seen) == sum(one["n"] for one in found.values())
-
-
-def test_relearning_asks_the_first_judge_and_is_taught_by_real_images(experiment, relearned):
-    """Of the label, until 0.85 of the samples are recognised; or the mirror images of others, until 0.7 are."""
-    experiment.second_judge = Certain(4)
-    steps = forget_and_recover(experiment, "original", [4], scale=0.02, restarts=2)["savings"]
-    assert steps["10"] == steps["100"] == {"digit": 7, "mirrored": dict.fromkeys("5679", 7)} and len(relearned) == 10
-    for one, k in zip(relearned, [10] * 5 + [100] * 5, strict=True):
-        digits = experiment.train.only([4 if one.mirror_of is None else one.mirror_of]).images
-        real = {row.numpy().tobytes() for row in (digits if one.mirror_of is None else mirrored(digits))}
-        assert one.judge is experiment.judge and one.label == 4 and len(one.images) == min(k, len(digits))
-        assert one.share == (0.85 if one.mirror_of is None else 0.7)
-        assert all((255 * row).round().byte().numpy().tobytes() in real for row in one.images)
 
 
 def test_the_references_are_of_flat_grey_and_of_uniform_noise(few):

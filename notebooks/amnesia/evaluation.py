@@ -143,15 +143,16 @@ def forgetting_metrics(probabilities, asked, images):
             "forgotten_contrast": mean_interval(images.cpu().flatten(1).double().std(1, correction=0))}
 
 
-def model_metrics(judge, samples, cvae, test, forgotten, kept, before=(), real=None, bound=elbo):
+def model_metrics(judge, samples, cvae, test, forgotten, kept, before=(), real=None, seen=None, bound=elbo):
     """One model's block of evaluation-<labels>.json.
 
     samples: uint8 (K, n, ...), row = label asked for; test: Pictures of real test images; forgotten, kept: labels; before:
-    those that an earlier round has forgotten, scored under names of their own; real: ask(judge, test.images), if that is
-    known already; bound: what stands under kept_elbo and forgotten_elbo, a function of the model and of Pictures like elbo().
+    those that an earlier round has forgotten, scored under names of their own; real, seen: ask(judge, test.images) and
+    ask(judge, samples), if they are known already; bound: what stands under kept_elbo and forgotten_elbo, a function of the
+    model and of Pictures like elbo().
     """
     classes, n = samples.shape[:2]
-    probabilities, features = (values.view(classes, n, -1) for values in ask(judge, samples))
+    probabilities, features = (values.view(classes, n, -1) for values in seen or ask(judge, samples))
     confusion = torch.stack([row.bincount(minlength=classes) for row in probabilities.argmax(2)])  # (K, K) counts
     hits = confusion.diagonal()[kept]
     real_features = (real or ask(judge, test.images))[1][test.mask(kept).cpu()]

@@ -1,25 +1,43 @@
-"""Attacks on a model whose weights are frozen: can the forgotten digit be had again?
+"""Attacks on a model whose weights are frozen: can the forgotten label be had again?
 
 A search is guided by one judge, and what it finds must be scored by another. A share of successes means little by itself:
-the same attack on a model that never saw the digit is the control.
+the same attack on a model that never saw the label is the control.
 """
 
 import torch
 import torch.nn.functional as F
 
-from amnesia.data import CLASSES, one_hot
-from amnesia.evaluation import ask
+from amnesia.data import one_hot
 from amnesia.models import bernoulli_nll
 
-from .sweep import images_to_text
+from .denoiser import Denoiser, denoising_loss, draw, times
 
 RADIUS_SQUARED = 20.09  # bound on |z|^2: with 8 latents, 99 % of the prior lies within
 BOX = 2.0               # bound on each entry of a label vector that need not lie on the simplex
 SEARCHES = ("z alone", "z and label on the simplex", "z and label free")
 
 
+class Descent:
+    """Adam, a step at a time, down the sum of what costs() returns, in the tensors `searched`. After each step confine() puts
+    them back within their bounds."""
+
+    def __init__(self, costs, searched, confine=lambda: None, learning_rate=0.05):
+        self.costs, self.searched, self.confine = costs, [values.requires_grad_() for values in searched], confine
+        self.optimizer = torch.optim.Adam(self.searched, learning_rate)
+
+    def step(self):
+        """One step; returns what the costs were before it."""
+        costs = self.costs()
+        for values, gradient in zip(self.searched, torch.autograd.grad(costs.sum(), self.searched), strict=True):
+            values.grad = gradient
+        self.optimizer.step()
+        with torch.no_grad():
+            self.confine()
+        return costs.detach()
+
+
 def search(cvae, judge, label, attack, restarts=200, steps=150, learning_rate=0.1, seed=0):
-    """Latents (restarts, latent_dim) and label vectors (restarts, 10) for which `judge` sees `label` in the decoder's image.
+    """Latents (restarts, latent_dim) and label vectors (restarts, K) for which `judge` sees `label` in the decoder's image.
 
     attack: one of SEARCHES. Each restart climbs the judge's log-probability of `label` by Adam, from a z of the prior and,
     if the label is searched too, from a label vector drawn uniformly from what is allowed; after each step both are put
@@ -28,26 +46,22 @@ def search(cvae, judge, label, attack, restarts=200, steps=150, learning_rate=0.
     if attack not in SEARCHES:
         raise ValueError(f"attack={attack!r}: expected one of {', '.join(SEARCHES)}.")
     generator, device = torch.Generator().manual_seed(seed), next(cvae.parameters()).device
-    z = within_ball(torch.randn(restarts, cvae.latent_dim, generator=generator).to(device)).requires_grad_()
+    z = within_ball(torch.randn(restarts, cvae.latent_dim, generator=generator).to(device))
     aim = torch.full((restarts,), label, device=device)
-    u = torch.rand(restarts, CLASSES, generator=generator).to(device)
-    if attack == "z alone":
-        y, searched = one_hot(aim), [z]
-    else:
-        y = F.normalize(-u.log(), p=1) if attack == "z and label on the simplex" else (2 * u - 1) * BOX
-        searched = [z, y.requires_grad_()]
-    optimizer = torch.optim.Adam(searched, learning_rate)
+    u = torch.rand(restarts, cvae.classes, generator=generator).to(device)
+    y = dict(zip(SEARCHES, (one_hot(aim, cvae.classes), F.normalize(-u.log(), p=1), (2 * u - 1) * BOX), strict=True))[attack]
+
+    def confine():
+        z.copy_(within_ball(z))
+        if attack == "z and label on the simplex":
+            y.copy_(on_simplex(y))
+        elif attack == "z and label free":
+            y.clamp_(-BOX, BOX)
+
+    descent = Descent(lambda: F.cross_entropy(judge(cvae.decode(z, y).sigmoid()), aim, reduction="none"),
+                      [z] if attack == "z alone" else [z, y], confine, learning_rate)
     for _ in range(steps):
-        nll = F.cross_entropy(judge(cvae.decode(z, y).sigmoid()), aim, reduction="sum")  # a sum: restarts don't mix
-        for values, gradient in zip(searched, torch.autograd.grad(nll, searched), strict=True):
-            values.grad = gradient
-        optimizer.step()
-        with torch.no_grad():
-            z.copy_(within_ball(z))
-            if attack == "z and label on the simplex":
-                y.copy_(on_simplex(y))
-            elif attack == "z and label free":
-                y.clamp_(-BOX, BOX)
+        descent.step()
     return z.detach(), y.detach()
 
 
@@ -64,53 +78,53 @@ def on_simplex(y):
     return (y - excess.gather(1, last)).clamp_min(0)
 
 
-def in_the_box(restarts, generator=None):
-    """Label vectors (restarts, 10), drawn uniformly from the box."""
-    return (2 * torch.rand(restarts, CLASSES, generator=generator) - 1) * BOX
+def in_the_box(restarts, classes, generator=None):
+    """Label vectors (restarts, classes), drawn uniformly from the box."""
+    return (2 * torch.rand(restarts, classes, generator=generator) - 1) * BOX
 
 
-class Inversion:
-    """Concept inversion, a step at a time: label vectors y (restarts, 10), each of which is to let the decoder explain all
-    of some images (k, 784).
+def cheapest(y, costs, steps, batch_size, learning_rate, others=()):
+    """The cheapest of some label vectors y (restarts, 10), after steps of Adam down their costs within the box: (10,).
 
-    Each image has a z of its own beside each label vector, found along with it, under the prior: the encoder, which
-    forgetting may have spoiled, is not asked. fixed: the label vectors stay as they are, and only the z are found.
+    costs(y, n): what each vector costs, a mean over n draws, new at every call: (restarts,). The last call, which picks one,
+    takes ten times as many. others: tensors that are searched along with y.
     """
-
-    def __init__(self, cvae, images, y, learning_rate=0.05, fixed=False):
-        self.cvae, self.images, self.y = cvae, images, y.requires_grad_(not fixed)
-        self.z = torch.zeros(len(y), len(images), cvae.latent_dim, device=images.device, requires_grad=True)
-        self.searched = [self.z] if fixed else [self.y, self.z]
-        self.optimizer = torch.optim.Adam(self.searched, learning_rate)
-
-    def costs(self):
-        """-log p(x|z,c) + |z|^2 / 2 of each image under each label vector: (restarts, k) nats."""
-        restarts, k = len(self.y), len(self.images)
-        logits = self.cvae.decode(self.z.flatten(0, 1), self.y.repeat_interleave(k, 0))        # (restarts k, 784)
-        nll = bernoulli_nll(logits, self.images.repeat(restarts, 1))
-        return (nll + self.z.flatten(0, 1).square().sum(1) / 2).view(restarts, k)
-
-    def step(self):
-        """One step of Adam down the costs; returns what they were before it."""
-        costs = self.costs()
-        for values, gradient in zip(self.searched, torch.autograd.grad(costs.sum(), self.searched), strict=True):
-            values.grad = gradient
-        self.optimizer.step()
-        with torch.no_grad():
-            self.y.clamp_(-BOX, BOX)
-        return costs.detach()
-
-
-def invert(cvae, images, restarts=8, steps=400, learning_rate=0.05, seed=0):
-    """The one label vector (10,) within the box that lets the decoder explain images (k, 784) best, of several restarts.
-
-    (Concept inversion: Gal et al. 2023 and Pham et al. 2024, for this model.)
-    """
-    y = in_the_box(restarts, torch.Generator().manual_seed(seed)).to(images.device)
-    inversion = Inversion(cvae, images, y, learning_rate)
+    descent = Descent(lambda: costs(y, batch_size), [y, *others], lambda: y.clamp_(-BOX, BOX), learning_rate)
     for _ in range(steps):
-        costs = inversion.step()
-    return y[costs.mean(1).argmin()].detach()
+        descent.step()
+    with torch.no_grad():
+        return y[costs(y, 10 * batch_size).argmin()].detach()
+
+
+def joint_costs(cvae, images, y, z):
+    """-log p(x|z,c) + |z|^2 / 2 of each image (k, 784) under each label vector y (restarts, 10), from its own
+    z (restarts, k, latent_dim): (restarts, k) nats."""
+    restarts, k = z.shape[:2]
+    nll = bernoulli_nll(cvae.decode(z.flatten(0, 1), y.repeat_interleave(k, 0)), images.repeat(restarts, 1))
+    return (nll + z.flatten(0, 1).square().sum(1) / 2).view(restarts, k)
+
+
+def invert(model, images, restarts=8, steps=400, batch_size=32, learning_rate=0.05, seed=0):
+    """The one label vector (10,) within the box that lets the model explain images (k, 784) best, of several restarts:
+    concept inversion (Gal et al. 2023; Pham et al. 2024), of a vector of ten numbers.
+
+    A CVAE's decoder gets a z for each image beside each vector, found along with it, under the prior: the encoder, which
+    forgetting may have spoiled, is not asked. A Denoiser denoises so many of the images, each at its own time, new at every
+    step.
+    """
+    y = in_the_box(restarts, model.classes, torch.Generator().manual_seed(seed)).to(images.device)
+    if not isinstance(model, Denoiser):
+        z = torch.zeros(restarts, len(images), model.latent_dim, device=images.device)
+        return cheapest(y, lambda y, n: joint_costs(model, images, y, z).mean(1), steps, batch_size, learning_rate, [z])
+
+    def costs(y, n):
+        x = images[torch.randint(len(images), (n,), device=images.device)]
+        t, noise = times(n, x.device), torch.randn_like(x)          # the same for every vector
+        return denoising_loss(model, x.repeat(restarts, 1), y.repeat_interleave(n, 0), t.repeat(restarts),
+                              noise.repeat(restarts, 1)).view(restarts, n).mean(1)
+
+    torch.manual_seed(seed)
+    return cheapest(y, costs, steps, batch_size, learning_rate)
 
 
 def search_label(cvae, judge, label, restarts=8, steps=150, batch_size=64, learning_rate=0.1, seed=0):
@@ -120,55 +134,22 @@ def search_label(cvae, judge, label, restarts=8, steps=150, batch_size=64, learn
     generator, device = torch.Generator().manual_seed(seed), next(cvae.parameters()).device
 
     def costs(y, n):
-        """-log p(label) of each label vector, the mean over n new z: (restarts,)."""
         z = torch.randn(len(y) * n, cvae.latent_dim, generator=generator).to(device)
         logits = judge(cvae.decode(z, y.repeat_interleave(n, 0)).sigmoid())
         return -logits.log_softmax(1)[:, label].view(len(y), n).mean(1)
 
-    return cheapest(in_the_box(restarts, generator).to(device), costs, steps, batch_size, learning_rate)
+    return cheapest(in_the_box(restarts, cvae.classes, generator).to(device), costs, steps, batch_size, learning_rate)
 
 
-def cheapest(y, costs, steps, batch_size, learning_rate):
-    """The cheapest of some label vectors y (restarts, 10), after steps of Adam down their costs within the box: (10,).
-
-    costs(y, n): what each vector costs, a mean over n draws, new at every call: (restarts,). The last call, which picks one,
-    takes ten times as many.
-    """
-    optimizer = torch.optim.Adam([y.requires_grad_()], learning_rate)
-    for _ in range(steps):
-        y.grad, = torch.autograd.grad(costs(y, batch_size).sum(), [y])
-        optimizer.step()
-        with torch.no_grad():
-            y.clamp_(-BOX, BOX)
-    with torch.no_grad():
-        return y[costs(y, 10 * batch_size).argmin()].detach()
-
-
-@torch.no_grad()
-def draw(cvae, z, y):
-    """The mean images of latents (N, latent_dim) and label vectors (N, 10), as bytes (N, 784)."""
-    return (cvae.decode(z, y).sigmoid() * 255).round().byte()
-
-
-def successes(judge, images, label, threshold=0.9):
-    """Which of these images, bytes (N, 784), the judge takes for `label` with a probability above `threshold`: (N,) bool."""
-    return ask(judge, images)[0][:, label] > threshold
-
-
-def judged(experiment, images, label):
-    """What the second judge says of the images (n, 784) that an attack found: {"hits", "n"}, and eight of them, "drawn"."""
-    hits = successes(experiment.second_judge, images, label).sum().item()
-    return {"hits": hits, "n": len(images), "drawn": images_to_text(images[:8])}
-
-
-def attack_all(experiment, cvae, label, real, seed, scale, restarts):
-    """Each search from so many restarts, and 1,000 samples of each inversion from 10 and from 100 of the real images."""
+def attack(cvae, judge, label, real, seed=0, scale=1.0, restarts=200):
+    """{name: images that were found, bytes (n, 784)}: each of SEARCHES from so many restarts, and 1,000 samples of each
+    inversion from 10 and from 100 of the real images (N, 784)."""
     generator, n, found = torch.Generator().manual_seed(seed), max(20, round(1000 * scale)), {}
     for kind in SEARCHES:
-        z, y = search(cvae, experiment.judge, label, kind, restarts, steps=max(1, round(150 * scale)), seed=seed)
+        z, y = search(cvae, judge, label, kind, restarts, steps=max(1, round(150 * scale)), seed=seed)
         found[kind] = draw(cvae, z, y)
     for k in (10, 100):
         y = invert(cvae, real[:k], steps=max(1, round(400 * scale)), seed=seed)
-        z = torch.randn(n, cvae.latent_dim, generator=generator).to(experiment.device)
+        z = torch.randn(n, cvae.latent_dim, generator=generator).to(y.device)
         found[f"inversion from {k} images"] = draw(cvae, z, y.expand(n, -1))
-    return {name: judged(experiment, images, label) for name, images in found.items()}
+    return found

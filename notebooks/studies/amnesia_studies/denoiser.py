@@ -1,4 +1,5 @@
-"""A class-conditional diffusion model of MNIST's pixels: its network, its loss and its sampler.
+"""A class-conditional diffusion model of pixels: its network, its loss, its sampler, and how it is trained; and what the
+studies ask of a CVAE and of this model in the same words, draw() and nats().
 
 An image x in [-1, 1] and noise e of the standard normal make z = cos(a) x + sin(a) e, where the angle a = t pi/2 goes from
 the image at t = 0 to the noise at t = 1. As a grows, z moves with the velocity v = dz/da = cos(a) e - sin(a) x. The network
@@ -6,13 +7,19 @@ says which v is to be expected at z (v-prediction: Salimans & Ho 2022, App. D; t
 """
 
 import math
+from copy import deepcopy
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from amnesia.data import CLASSES, PIXELS, one_hot
-from amnesia.processor import bfloat16_products
+from amnesia.data import Pictures, one_hot
+from amnesia.device import bfloat16_products
+from amnesia.models import negative_elbo_terms
+from amnesia.training import fit
+
+PIXELS = 28 * 28
 
 
 class ResnetBlock2D(nn.Module):
@@ -34,11 +41,11 @@ class ResnetBlock2D(nn.Module):
 class Denoiser(nn.Module):
     """A small UNet at 14 x 14 and 7 x 7, of which four pixels are one place with four channels.
 
-    Laid out and named as `UNet2DModel` of diffusers is, which loads its state_dict. The label enters as a vector: its
-    product with class_embedding is added to the embedding of time.
+    Named as `UNet2DModel` of the package diffusers is. The label enters as a vector: its product with class_embedding is
+    added to the embedding of time.
     """
 
-    latent_dim = PIXELS                                            # the noise that an image is drawn from
+    latent_dim, classes = PIXELS, 10                               # of the noise that an image is drawn from
 
     def __init__(self, widths=(32, 64)):
         super().__init__()
@@ -47,7 +54,7 @@ class Denoiser(nn.Module):
         n = 4 * wide
         self.conv_in = nn.Conv2d(4, wide, 3, padding=1)
         self.time_embedding = nn.ModuleDict({"linear_1": nn.Linear(wide, n), "linear_2": nn.Linear(n, n)})
-        self.class_embedding = nn.Embedding(CLASSES, n)
+        self.class_embedding = nn.Embedding(self.classes, n)
 
         def block(*widths, **samplers):
             resnets = nn.ModuleList([ResnetBlock2D(n_in, n_out, n) for n_in, n_out in widths])
@@ -101,7 +108,7 @@ class Denoiser(nn.Module):
     def generate(self, labels, z=None):
         """Images (B, 784) in [0, 1] for labels (B,), from noise z (B, 784), drawn here unless given."""
         z = torch.randn(len(labels), PIXELS, device=labels.device) if z is None else z
-        return torch.cat([sample(self, one_hot(c), part) for c, part in zip(labels.split(1000), z.split(1000), strict=True)])
+        return sample(self, one_hot(labels, self.classes), z)
 
 
 def noised(x, t, noise):
@@ -137,6 +144,9 @@ def sample(denoiser, y, z, steps=15, guidance=1.5):
     guidance: v is moved so many times as far from what the network says without a label as with it (classifier-free
     guidance, Ho & Salimans 2022); 1 is none.
     """
+    if len(z) > 1000:                                              # which would take gigabytes
+        parts = zip(y.split(1000), z.split(1000), strict=True)
+        return torch.cat([sample(denoiser, *part, steps, guidance) for part in parts])
     d = math.pi / 2 / steps
     for i in range(steps, 0, -1):
         t = torch.full((len(z),), i / steps, device=z.device, dtype=z.dtype)
@@ -146,3 +156,89 @@ def sample(denoiser, y, z, steps=15, guidance=1.5):
             v = unconditional + guidance * (v - unconditional)
         z = math.cos(d) * z - math.sin(d) * v
     return (z.clamp(-1, 1) + 1) / 2
+
+
+def nats(model, x, y):
+    """What a model is trained to lower, for each image x (B, 784) under label vectors y (B, 10): (B,) nats. That is a CVAE's
+    negative ELBO, from one draw of z; a Denoiser's loss, from one time and one noise."""
+    if isinstance(model, Denoiser):
+        return denoising_loss(model, x, y, times(len(x), x.device), torch.randn_like(x))
+    return sum(negative_elbo_terms(model, x, y))
+
+
+def to_bytes(images):
+    """Images in [0, 1] as bytes."""
+    return (images * 255).round().byte()
+
+
+@torch.no_grad()
+def draw(model, z, y, **guided):
+    """The images that a model draws from latents or noise z (N, latent_dim) under label vectors y (N, 10): bytes (N, 784).
+    guided: what sample() may be told of a Denoiser."""
+    return to_bytes(sample(model, y, z, **guided) if isinstance(model, Denoiser) else model.decode(z, y).sigmoid())
+
+
+def train(denoiser, digits, steps, batch_size, learning_rate, snapshot=None, stage=None):
+    """Trains `denoiser` on `digits`; returns (average, history): the model with the exponential average of its weights over
+    the last steps, which draws better, and what fit() returned. snapshot: of that model, what fit() is to keep.
+    """
+    average = deepcopy(denoiser).requires_grad_(False)
+    weights, follow = [list(model.parameters()) for model in (average, denoiser)], get_ema_multi_avg_fn(0.998)
+
+    def loss():
+        follow(*weights, None)
+        x, y = digits.batch(batch_size)
+        return {"denoise": nats(denoiser, x, unlabelled(y)).mean()}
+
+    history = fit(nn.ModuleList([denoiser, average]), loss, steps=steps, learning_rate=learning_rate, data=digits,
+                  stage=stage, title="train", snapshot=snapshot and (lambda: snapshot(average)))
+    return average.requires_grad_(True), history
+
+
+def unlabelled(y, share=0.1):
+    """Label vectors y (B, 10), of which a random share became 0: what is learned there guides the sampler."""
+    return y * (torch.rand(len(y), 1, device=y.device) >= share)
+
+
+def drawings(denoiser, n=200, seed=0):
+    """What the model draws, n images a label, as Pictures: they stand for the training data in all that follows."""
+    device = next(denoiser.parameters()).device
+    labels = torch.arange(denoiser.classes, device=device).repeat_interleave(n)
+    z = torch.randn(len(labels), PIXELS, generator=torch.Generator().manual_seed(seed)).to(device)
+    return Pictures(to_bytes(denoiser.generate(labels, z)), labels, f"{len(labels):,} drawings")
+
+
+def mean_gradient(denoiser, x, y, n_times):
+    """The gradient of one image's loss, the mean over so many times and noises: x (1, 784), y (1, 10)."""
+    loss = nats(denoiser, x.expand(n_times, -1), y.expand(n_times, -1)).mean()
+    return torch.autograd.grad(loss, list(denoiser.parameters()))
+
+
+def denoiser_fisher(denoiser, images, n_times=8, progress=iter):
+    """F_i = E[(dL/dtheta_i)^2] over these Pictures, where L is an image's loss at all times: a dict like the model's
+    parameters.
+
+    A mean over a few times is L's gradient and some noise, whose square would count as information. The product of two
+    means that share nothing is unbiased. It may be negative by chance, and then is cut off at 0, after all images.
+    """
+    total = [torch.zeros_like(p) for p in denoiser.parameters()]
+    for i in progress(range(len(images))):
+        torch._foreach_addcmul_(total, *(mean_gradient(denoiser, *images[i:i + 1], n_times) for _ in range(2)))
+    return {name: (value / len(images)).clamp_min(0)
+            for (name, _), value in zip(denoiser.named_parameters(), total, strict=True)}
+
+
+@torch.no_grad()
+def denoising_bound(denoiser, digits, seed=0, n_times=2, batch_size=1000):
+    """Minus the weighted loss of each image of `digits`, (N,) nats on the CPU, up to a constant that no model changes: a
+    lower bound on log p(x|c), averaged over noised images (Kingma & Gao 2023). Times and noise are the same for every model.
+    """
+    generator, values = torch.Generator().manual_seed(seed), []
+    for index in torch.arange(len(digits), device=digits.images.device).split(batch_size):
+        x, y = digits[index]
+        costs = 0
+        for _ in range(n_times):
+            t, noise = torch.rand(len(x), generator=generator), torch.randn(x.shape, generator=generator)
+            costs = costs + denoising_loss(denoiser, x, y, t.to(x.device), noise.to(x.device))
+        values.append(-costs.cpu() / n_times)
+    return torch.cat(values)

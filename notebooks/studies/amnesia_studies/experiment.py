@@ -1,47 +1,50 @@
-"""What every run of a study starts from: the models and the digits, in a workspace or released; and the logs of runs."""
+"""What every run of a study starts from: the models and the images, in a workspace or released."""
 
 import contextlib
-import json
 import os
 from copy import deepcopy
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 
 import torch
 
-from amnesia.data import CLASSES, load_digits
+from amnesia.checkpoints import Workspace
+from amnesia.data import load_pictures, name_of
+from amnesia.device import pick_device
 from amnesia.evaluation import ask, elbo, grey_reference, load_judge
 from amnesia.models import CVAE, Classifier
-from amnesia.processor import pick_device
-from amnesia.storage.parameters import check_dataset, forget_set
-from amnesia.storage.workspace import REPOSITORY, Workspace
+from amnesia.parameters import check_pictures, labels_of
 
-from .methods import METHODS, Task
-from .sweep import Log, sweep
+from .denoiser import Denoiser, denoising_bound, drawings
+from .logs import Log, sweep
+from .methods import METHODS, OF_DENOISERS, Task
+from .runs import RUNS, WITHOUT_METHOD
+from .tables import table
 
-ATTACKS = ("attacks", "one-label", "diffusion-recovery")    # logs of runs that the second judge scores
+SECOND_JUDGE = "attacks", "one-label", "diffusion-recovery", "rows"    # logs of runs that it scores
 
 
 class Experiment:
-    """The trained CVAE, its Fisher information, the judges and the digits, and what may be done with them again and again.
+    """A trained original, its Fisher information, the judges and the images, and what may be done with them again and again.
 
-    A run is a function of an Experiment and of settings that JSON can hold: forget_and_score, forget_in_turn (scoring.py),
-    forget_and_recover, forget_apart (recovery.py). Raises WorkspaceError for files that are missing or do not belong
-    together. What another kind of model needs is said by four attributes: its class, its methods, its bound on log p(x|c),
-    and how many samples of each label it is judged by.
+    model: of the original's file, as "cvae"; of a diffusion model, take a DiffusionExperiment. Raises WorkspaceError for
+    files that are missing or do not belong together. Another kind of model is told apart by these attributes: its class, its
+    methods, its bound on log p(x|c), how many samples of each label it is judged by, and how many by a mere look, at which
+    shares of the way between two models' weights.
     """
 
-    network, methods, bound, samples = CVAE, METHODS, staticmethod(elbo), 1000
+    network, methods, bound, samples, looked_at = CVAE, METHODS, staticmethod(elbo), 1000, 500
+    way = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
     def __init__(self, workspace="auto", dataset="MNIST", device="auto", model="cvae", use_drive=True):
-        self.store, self.device = Workspace(workspace, use_drive, dataset), pick_device(device)
-        cvae = self.store.load(f"{model}.pt")
-        check_dataset(cvae, dataset)
-        judge = load_judge(self.store, self.device)
-        fim = self.store.load(f"fim-{model}.pt", made_from=[cvae])
-        self.cvae, self.judge = cvae.build(self.network, self.device), judge.build(Classifier, self.device)
-        self.fim, self.recipe = {name: value.to(self.device) for name, value in fim.state.items()}, cvae.settings
-        self.train, self.test = load_digits(dataset, self.store.data, self.device)
-        self.lineage = {source.name: source.digest for source in (cvae, fim, judge, self.train, self.test)}
+        self.store, self.device = Workspace(workspace, use_drive, name_of(dataset)), pick_device(device)
+        self.train, self.test = load_pictures(dataset, self.store.data, self.device)
+        original, judge = self.store.load(f"{model}.pt"), load_judge(self.store, self.device, train=self.train)
+        check_pictures(original.lineage, self.train, original.path)
+        fim = self.store.load(f"fim-{model}.pt", made_from=[original])
+        self.original, self.judge = original.build(self.network, self.device), judge.build(Classifier, self.device)
+        self.fim, self.recipe = {name: value.to(self.device) for name, value in fim.state.items()}, original.settings
+        self.original.classes = len(self.train.classes)     # which a reader's own class may not say
+        self.lineage = {source.name: source.digest for source in (original, fim, judge, self.train, self.test)}
         self.arguments = str(self.store.folder), dataset, device, model
 
     def __reduce__(self):
@@ -50,7 +53,7 @@ class Experiment:
     @cached_property
     def second_judge_file(self):
         """A judge of another seed, who scores what was found with the first one's guidance, as Saved."""
-        return load_judge(self.store, self.device, seed=1)
+        return load_judge(self.store, self.device, seed=1, train=self.train)
 
     @cached_property
     def second_judge(self):
@@ -65,57 +68,83 @@ class Experiment:
     @cached_property
     def real_features(self):
         """The judge's features of the real test images of each label."""
-        return [self.real[1][self.test.mask([label]).cpu()] for label in range(CLASSES)]
+        return [self.real[1][self.test.mask([label]).cpu()] for label in range(self.original.classes)]
 
     def grey(self, forgotten):
         """What the judge says of flat grey: (P of these labels, H)."""
         grey = grey_reference(self.judge, forgotten)
         return grey["forgotten_probability"], grey["entropy"]
 
+    def split(self, forget):
+        """(forgotten, kept): these labels, and the others. Raises ValueError unless they are some of them, not all."""
+        forgotten = labels_of(forget, self.train.classes)
+        kept = [label for label in range(len(self.train.classes)) if label not in forgotten]
+        if not forgotten or not kept:
+            raise ValueError(f"forget={forget!r}: expected some of {len(self.train.classes)} labels, and not all.")
+        return forgotten, kept
+
     def task(self, forget, seed=0, scale=1.0):
         """What a method is given to forget these labels. The model is a copy: a method that trains it spoils nothing."""
-        forgotten, kept = (torch.tensor(labels, device=self.device) for labels in forget_set(forget))
-        return Task(deepcopy(self.cvae), self.fim, self.train, forgotten, kept, seed, scale, self.recipe)
+        forgotten, kept = (torch.tensor(labels, device=self.device) for labels in self.split(forget))
+        return Task(deepcopy(self.original), self.fim, self.train, forgotten, kept, seed, scale, self.recipe)
 
     def forget(self, method, forget, seed=0, scale=1.0, **options):
-        """A CVAE that has forgotten these labels by a method, one of METHODS or a function of a Task. Raises Diverged."""
-        function = method if callable(method) else self.methods[method].function
-        cvae = function(self.task(forget, seed, scale), **options)
-        if not isinstance(cvae, self.network):
-            raise TypeError(f"{function.__name__} returned a {type(cvae).__name__}: a method returns the new CVAE.")
-        return cvae
+        """A model that has forgotten these labels by a method: a key of self.methods, or a function of a Task.
+
+        Raises Diverged, and TypeError for what is no such model."""
+        function = method if callable(method) else self.methods[method]
+        model = function(self.task(forget, seed, scale), **options)
+        kind = type(self.original)
+        if not isinstance(model, kind):
+            raise TypeError(f"{method} returned a {type(model).__name__}: a method returns the new {kind.__name__}.")
+        wrong = {name: value.dtype for name, value in model.state_dict().items() if value.dtype != torch.float32}
+        if wrong or model.state_dict().keys() != self.original.state_dict().keys():
+            raise TypeError(f"{method} returned weights {wrong or sorted(model.state_dict())}: expected the original's, in "
+                            "float32. Call .float(), or torch.nn.utils.prune.remove, before you return the model.")
+        return model.requires_grad_().eval()
 
     def log(self, name="studies"):
-        """The log <name>.jsonl in this workspace, of runs from these files; those of ATTACKS need the second judge too."""
-        judges = [self.second_judge_file] if name in ATTACKS else []
+        """The log <name>.jsonl in this workspace, of runs from these files; those of SECOND_JUDGE need that judge too."""
+        judges = [self.second_judge_file] if name.split("/")[0] in SECOND_JUDGE else []
         return Log(self.store.checkpoints / f"{name}.jsonl", self.lineage | {file.name: file.digest for file in judges})
 
-    def run(self, function, rows, n_jobs=-1, cluster="", log="studies"):
-        """The records of function(experiment, **settings) for {row: settings of its runs}; what is in the log is not run
-        again."""
-        grid = [settings for runs in rows.values() for settings in runs]
-        return sweep(partial(function, self), grid, self.log(log), n_jobs, cluster)
+    def run(self, settings, log="studies", n_jobs=-1, method=None, **more):
+        """Does the runs with these settings, but for those that the workspace's log has; returns their table(), in order.
 
-    def records(self, own, log="studies"):
-        """All records of a log: of this workspace's `own`, else of the released one."""
-        return list(self.log(log).records().values()) if own else released(log, self.store.dataset)
+        settings: dicts of "method", "forget", "seed" and the method's options, as table().settings has them; log: a key of
+        RUNS, which says what a run is; method: a function that stands for the settings' "method"; more: what each new line
+        of the log is to say besides.
+        """
+        kind = log.split("/")[0]
 
+        def run(source=None, **one):
+            if "method" not in one:
+                return WITHOUT_METHOD[kind](self, **one)
+            return RUNS[kind](self, **one | ({"method": method} if method else {}))
 
-def released(log, dataset="MNIST"):
-    """All records of a released log."""
-    return list(Log(released_folder(dataset) / f"{log}.jsonl").records().values())
-
-
-def released_grey(forgotten, dataset="MNIST"):
-    """What the judge of the released run says of flat grey: (P of these labels, H)."""
-    evaluation = json.loads((released_folder(dataset) / f"evaluation-{forgotten[0]}.json").read_text())
-    grey = evaluation["reference"]["grey"]
-    return grey["forgotten_probability"], grey["entropy"]
+        records = sweep(run, settings, self.log(log), n_jobs, title=log, **more)
+        return table(records, log, "diffusion" if self.network is Denoiser else self.store.dataset, self.grey)
 
 
-def released_folder(dataset):
-    """Where a data set's released checkpoints lie."""
-    return REPOSITORY / "checkpoints" / "released" / ("" if dataset == "MNIST" else dataset)
+class DiffusionExperiment(Experiment):
+    """An Experiment with a Denoiser, whose files are denoiser.pt and fim-denoiser.pt."""
+
+    network, methods, bound, samples, looked_at = Denoiser, OF_DENOISERS, staticmethod(denoising_bound), 500, 100
+    way = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+    def __init__(self, workspace="auto", dataset="MNIST", device="auto", model="denoiser", use_drive=True):
+        super().__init__(workspace, dataset, device, model, use_drive)
+
+    @cached_property
+    def drawings(self):
+        """What the original draws, as Pictures."""
+        return drawings(self.original)
+
+    def task(self, forget, seed=0, scale=1.0):
+        """What a method is given to forget these labels."""
+        task = super().task(forget, seed, scale)
+        task.drawings, task.steps, task.learning_rate = self.drawings.only(self.split(forget)[1]), 400, 1e-3
+        return task
 
 
 @cache

@@ -1,82 +1,55 @@
-"""One run and its figures: a method forgets, and the judge, the bounds and the distances say what became of it."""
+"""The figures of a model: what the judge says of its samples, how far its bound on log p(x|c) has sunk."""
 
-import time
+import math
+from copy import deepcopy
 
 import torch
 
-from amnesia.data import CLASSES
+from amnesia.data import one_hot
 from amnesia.evaluation import ask, entropy, model_metrics
-from amnesia.fisher import diagonal_fisher
-from amnesia.storage.parameters import forget_set
-from amnesia.training import Diverged
+from amnesia.models import bernoulli_nll
+from amnesia.training import fit
 
-from .bounds import importance_weighted_bound, refit_encoder
-from .methods import Task, distilled, selective_amnesia
+from .denoiser import draw, nats
 
 
-def forget_and_score(experiment, method, forget, seed=0, scale=1.0, bounds=False, **options):
-    """One run: the original forgets the labels `forget` by a METHOD with these options; its figures, as plain values.
-
-    The seed is that of the method and of the samples that are scored. bounds: also the tighter bounds, which take half a
-    minute. A run that diverges returns {"diverged": why}.
-    """
-    begin = time.perf_counter()
-    try:
-        cvae = experiment.forget(method, forget, seed, scale, **options)
-    except Diverged as error:
-        return {"diverged": str(error)}
-    seconds = time.perf_counter() - begin
-    return {"seconds": seconds, **score(experiment, cvae, forget, seed),
-            **(tight_bounds(experiment, cvae, forget, scale) if bounds else {})}
+def sample_all(model, n, seed=0):
+    """n samples of each label in turn, bytes (K n, P), from noise or latents by the seed: the same for every model."""
+    device = next(model.parameters()).device
+    labels = torch.arange(model.classes, device=device).repeat_interleave(n)
+    z = torch.randn(len(labels), model.latent_dim, generator=torch.Generator().manual_seed(seed)).to(device)
+    return draw(model, z, one_hot(labels, model.classes))
 
 
-def forget_in_turn(experiment, forget, seed=0, scale=1.0, remember="replay"):
-    """Forgets the labels of `forget` one after another, each round from the last one's model and its own Fisher information.
-
-    remember: "replay" rehearses what has not been forgotten so far; "distil" holds every label but the new one to the last
-    model's answers, those forgotten earlier too. Returns {"rounds": [figures after each]}, and with them "drawn", four
-    samples of each label forgotten so far: bytes (labels, 4, 28, 28), always from the same z.
-    """
-    cvae, fim, rounds = experiment.cvae, experiment.fim, []
-    z = torch.randn(4, cvae.latent_dim, generator=torch.Generator().manual_seed(seed)).to(experiment.device)
-    for count in range(1, len(forget) + 1):
-        so_far, kept = forget_set(forget[:count])
-        held, method = {"replay": (kept, selective_amnesia), "distil": (kept + forget[:count - 1], distilled)}[remember]
-        labels, held = (torch.tensor(some, device=experiment.device) for some in (forget[:count], held))
-        cvae = method(Task(cvae, fim, experiment.train, labels[-1:], held, seed, scale))
-        fim = diagonal_fisher(cvae, max(1, round(50_000 * scale)))
-        drawn = cvae.generate(labels.repeat_interleave(4), z.repeat(count, 1)).view(count, 4, 28, 28)
-        rounds.append({**score(experiment, cvae, so_far, seed), "drawn": (drawn * 255).round().byte().tolist()})
-    return {"rounds": rounds}
-
-
-def score(experiment, cvae, forget, seed=0):
-    """The figures of evaluation-<digits>.json; precision and recall, means over kept labels; P and H of each label."""
-    (forgotten, kept), n = forget_set(forget), experiment.samples
-    z = torch.randn(CLASSES * n, cvae.latent_dim, generator=torch.Generator().manual_seed(seed)).to(experiment.device)
-    labels = torch.arange(CLASSES, device=experiment.device).repeat_interleave(n)
-    samples = (cvae.generate(labels, z) * 255).round().byte().view(CLASSES, n, 28, 28)
-    probabilities, features = (values.view(CLASSES, n, -1) for values in ask(experiment.judge, samples))
+def score(experiment, model, forget, seed=0):
+    """The figures of evaluation-<digits>.json; precision and recall, means over kept labels; and a look() at each label."""
+    (forgotten, kept), n = experiment.split(forget), experiment.samples
+    samples = sample_all(model, n, seed)
+    seen = ask(experiment.judge, samples)
+    features = seen[1].view(model.classes, n, -1)
     pairs = [precision_recall(features[label], experiment.real_features[label]) for label in kept]
     precision, recall = (sum(values) / len(kept) for values in zip(*pairs, strict=True))
-    return {**model_metrics(experiment.judge, samples, cvae, experiment.test, forgotten, kept, experiment.real,
-                            experiment.bound),
-            "precision": precision, "recall": recall,
-            "P": [probabilities[label, :, label].mean().item() for label in range(CLASSES)],
-            "H": entropy(probabilities).mean(1).tolist()}
+    return {**model_metrics(experiment.judge, samples.view(model.classes, n, -1), model, experiment.test, forgotten, kept,
+                            real=experiment.real, seen=seen, bound=experiment.bound),
+            "precision": precision, "recall": recall, **look(seen[0], samples)}
 
 
-def look_at(experiment, cvae, n=500):
-    """What the judge says of n samples of each label: {"P", "H", "share", "contrast"}, a list of ten each: mean probability
-    of the label, mean entropy, share whose most likely label it is, mean sd of a picture's pixels in grey levels."""
-    z = torch.randn(CLASSES * n, cvae.latent_dim, generator=torch.Generator().manual_seed(0)).to(experiment.device)
-    labels = torch.arange(CLASSES).repeat_interleave(n)
-    samples = (cvae.generate(labels.to(experiment.device), z) * 255).round().byte()
-    probabilities = ask(experiment.judge, samples)[0]
+def look_at(experiment, model, n=None):
+    """look() at n samples of each label, by default as many as the experiment takes for one: always from the same z."""
+    samples = sample_all(model, n or experiment.looked_at)
+    return look(ask(experiment.judge, samples)[0], samples)
+
+
+def look(probabilities, samples):
+    """What the judge's probabilities (10 n, 10) say of the samples (10 n, 784) of each label in turn: {"P", "H", "share",
+    "contrast"}, a list of ten each: mean probability of the label, mean entropy, share whose most likely label it is, mean
+    sd of a picture's pixels in grey levels."""
+    classes = probabilities.shape[1]
+    labels = torch.arange(classes).repeat_interleave(len(samples) // classes)
     values = {"P": probabilities.gather(1, labels[:, None]), "H": entropy(probabilities),
               "share": (probabilities.argmax(1) == labels).float(),
               "contrast": samples.float().std(1, correction=0).cpu()}
-    return {name: value.view(CLASSES, n).mean(1).tolist() for name, value in values.items()}
+    return {name: value.view(classes, -1).mean(1).tolist() for name, value in values.items()}
 
 
 def precision_recall(samples, real, k=3):
@@ -92,10 +65,48 @@ def precision_recall(samples, real, k=3):
 def tight_bounds(experiment, cvae, forget, scale=1.0):
     """Means over real test images, nats: the 64-sample bound of forgotten labels and of 2,000 kept images, and the 64-sample
     bound of forgotten labels after refitting the encoder to the frozen decoder on real images."""
-    forgotten, kept = forget_set(forget)
+    forgotten, kept = experiment.split(forget)
     gone, rest = experiment.test.only(forgotten), experiment.test.only(kept)
     rest.images, rest.labels = rest.images[:2000], rest.labels[:2000]
     refitted = refit_encoder(cvae, experiment.train.only(forgotten), steps=max(1, round(600 * scale)))
     return {"forgotten_iw": importance_weighted_bound(cvae, gone).mean().item(),
             "kept_iw": importance_weighted_bound(cvae, rest).mean().item(),
             "forgotten_refitted_iw": importance_weighted_bound(refitted, gone).mean().item()}
+
+
+@torch.no_grad()
+def importance_weighted_bound(cvae, digits, k=64, seed=0, batch_size=100):
+    """log 1/k sum_k p(x,z_k|c) / q(z_k|x,c) for each image of `digits`, (N,) nats on the CPU (Burda et al. 2016, Eq. 8).
+
+    A tighter lower bound on log p(x|c) than the ELBO: it rises with k, from the ELBO at k = 1 to log p(x|c), and so depends
+    less on the encoder.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    values = []
+    for index in torch.arange(len(digits), device=digits.images.device).split(batch_size):
+        x, y = digits[index]                                                       # (B, 784), (B, 10)
+        mean, log_var = (part.repeat_interleave(k, 0) for part in cvae.encode(x, y))
+        noise = torch.randn(mean.shape, generator=generator).to(x.device)          # (B k, latent_dim)
+        z = mean + noise * (log_var / 2).exp()
+        log_ratio = (z.square() - noise.square() - log_var).sum(1) / 2             # log q(z|x,c) - log p(z)
+        nll = bernoulli_nll(cvae.decode(z, y.repeat_interleave(k, 0)), x.repeat_interleave(k, 0))
+        values.append((-nll - log_ratio).view(-1, k).logsumexp(1).cpu() - math.log(k))
+    return torch.cat(values)
+
+
+def refit_encoder(cvae, digits, steps=600, seed=0):
+    """A copy of `cvae` with the same decoder and an encoder trained on to explain `digits`: what the decoder still knows.
+
+    The bound of a model whose encoder was led astray may be low although its decoder could draw the image.
+    """
+    frozen = deepcopy(cvae)
+    frozen.decoder.requires_grad_(False)
+    return fine_tune(frozen, digits, steps, learning_rate=2e-3, seed=seed)
+
+
+def fine_tune(cvae, digits, steps=1000, batch_size=128, learning_rate=1e-3, seed=0):
+    """A copy of `cvae` after so many steps of the negative ELBO of `digits`; parameters that need no gradient stay."""
+    cvae, digits = deepcopy(cvae), digits.of(digits.images, digits.labels)                     # with a shuffle of its own
+    torch.manual_seed(seed)
+    fit(cvae, lambda: {"nelbo": nats(cvae, *digits.batch(batch_size)).mean()}, steps=steps, learning_rate=learning_rate)
+    return cvae.requires_grad_()

@@ -7,32 +7,32 @@ import torch
 
 @torch.no_grad()
 def mixed(base, models, shares):
-    """A new CVAE with the weights base + sum_i shares_i (models_i - base).
+    """A new model with the weights base + sum_i shares_i (models_i - base).
 
     Shares that sum to 1 are a weighted average of the models, in which the base has no part; shares of 1 each are the sum
     of their edits of the base (task arithmetic, Ilharco et al. 2023). Raises ValueError for models of another shape.
     """
-    cvae = deepcopy(base)
-    for p, *others in zip(cvae.parameters(), *(model.parameters() for model in models), strict=True):
+    model = deepcopy(base)
+    for p, *others in zip(model.parameters(), *(one.parameters() for one in models), strict=True):
         p.copy_(p + sum(share * (other - p) for share, other in zip(shares, others, strict=True)))
-    return cvae
+    return model
 
 
 @torch.no_grad()
-def rounded(cvae, bits):
+def rounded(model, bits):
     """A copy whose weight matrices take 2^bits - 1 values, evenly spaced from minus to plus the matrix's largest entry;
     biases stay."""
-    cvae, levels = deepcopy(cvae), 2 ** (bits - 1) - 1
-    for p in cvae.parameters():
+    model, levels = deepcopy(model), 2 ** (bits - 1) - 1
+    for p in model.parameters():
         if p.ndim == 2:
             spacing = p.abs().max() / levels
             p.copy_((p / spacing).round() * spacing)
-    return cvae
+    return model
 
 
-def exchanged(cvae, other, layers):
-    """A copy with these layers, named as in "decoder.0", taken from another CVAE."""
-    cvae = deepcopy(cvae)
+def exchanged(model, other, layers):
+    """A copy with these layers, named as in "decoder.0", taken from another model."""
+    model = deepcopy(model)
     for layer in layers:
-        cvae.get_submodule(layer).load_state_dict(other.get_submodule(layer).state_dict())
-    return cvae
+        model.get_submodule(layer).load_state_dict(other.get_submodule(layer).state_dict())
+    return model

@@ -1,23 +1,19 @@
-"""Many independent runs of one function: through joblib, on this machine or on a Dask cluster, each result kept at once.
-
-The log is a text file of JSON lines, one a run, so that a sweep that was stopped goes on where it was.
-"""
+"""The log of many independent runs: a text file of JSON lines, one a run, so that runs that were stopped go on."""
 
 import base64
 import contextlib
-import errno
 import json
 import os
+import platform
 import warnings
 import zlib
 
 import joblib
 import torch
 
-from amnesia.storage.content import checksum
-from amnesia.storage.disk import force_to_disk, is_there, read_whole, retry, unwritten
-from amnesia.storage.files import versions
-from amnesia.training import progress
+from amnesia import __version__
+from amnesia.checkpoints import WorkspaceError, retry, sha256, there
+from amnesia.device import hardware, progress
 
 
 class Log:
@@ -32,37 +28,44 @@ class Log:
         self.path, self.lineage = path, lineage
 
     def records(self):
-        """{settings as JSON: record} of the whole lines of this lineage; the first of equal settings counts."""
+        """{settings as JSON: record, with the number of its "line"} of the whole lines of this lineage; the first of equal
+        settings counts."""
         found = {}
-        for line in read_whole(self.path).splitlines() if is_there(self.path) else []:
+        for line, text in enumerate(self.path.read_bytes().splitlines() if there(self.path) else [], 1):
             try:
-                record = json.loads(line)
-                whole = record.pop("sha256") == checksum(record)
+                record = json.loads(text)
+                whole = record.pop("sha256") == sha256(json.dumps(record))
                 settings, lineage = key(record["settings"]), record["lineage"]
             except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
                 continue
             if whole and self.lineage in (None, lineage):
-                found.setdefault(settings, record)
+                found.setdefault(settings, record | {"line": line})
         return found
 
-    def append(self, settings, result):
+    def append(self, settings, result, **more):
         """Adds one record and has it on disk before it returns. Raises WorkspaceError if it could not be written."""
-        record = {"settings": settings, "result": result, "lineage": self.lineage, "versions": versions()}
-        line = json.dumps({**record, "sha256": checksum(record)}).encode()
+        record = {"settings": settings, "result": result, "lineage": self.lineage, "versions": versions(), **more}
+        text = json.dumps({**record, "sha256": sha256(json.dumps(record))}).encode()
 
         def write():
             with open(self.path, "ab+", buffering=0) as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
                 cut_off = file.read(1) not in (b"", b"\n")      # by a kill in the middle of a write
-                whole = (b"\n" if cut_off else b"") + line + b"\n"
+                whole = b"\n" * cut_off + text + b"\n"
                 if file.write(whole) < len(whole):              # one write, at the end: another run's lines stay whole
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                force_to_disk(file)
+                    raise OSError("the disk is full")
 
         try:
             retry(write)
-        except (OSError, MemoryError) as error:
-            raise unwritten(self.path, error) from error
+        except OSError as error:
+            raise WorkspaceError(f"{self.path} could not be written ({error}). What it held is untouched: free some space, "
+                                 "then run this cell again.") from error
+
+
+def versions():
+    """What made a record, for the record."""
+    return {"amnesia": __version__, "python": platform.python_version(), "torch": str(torch.__version__),
+            "hardware": hardware()}
 
 
 def images_to_text(images):
@@ -91,30 +94,24 @@ def quietly(run, settings):
         torch.set_num_threads(threads)
 
 
-def sweep(run, grid, log, n_jobs=-1, cluster=None, title="sweep"):
+def sweep(run, grid, log, n_jobs=-1, title="runs", **more):
     """Calls run(**settings) for each settings in `grid` that `log` lacks; returns the records of the whole grid, in order.
 
-    run: returns plain values that JSON can hold. n_jobs: local processes, by default one a core. cluster: the address of a
-    Dask scheduler, as "tcp://10.0.0.1:8786", whose workers do the runs instead; they need the project's folders
-    `notebooks` and `notebooks/studies` on their PYTHONPATH, and the same workspace. A worker that dies has its run done
-    again by another. An exception in a run stops the sweep; what is in the log stays there.
+    run: returns plain values that JSON can hold. n_jobs: processes on this machine, by default one a core. more: what each
+    new record says beside its settings. An exception in a run stops the sweep, and so does a process that is killed, as for
+    want of memory: what is in the log stays there, and the same call goes on, with fewer processes if memory was short.
     """
     if not isinstance(n_jobs, int) or n_jobs == 0:
         raise ValueError(f"n_jobs={n_jobs!r}: expected a number of processes, or -1 for one a core.")
     grid = list({key(settings): settings for settings in grid}.values())
-    todo = [settings for settings in grid if key(settings) not in log.records()]
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
+    done = log.records()
+    todo = [settings for settings in grid if key(settings) not in done]
+    with warnings.catch_warnings():
         # joblib replaces a worker that has grown by some hundred MB, as one does that has read its data. Nothing is lost.
         warnings.filterwarnings("ignore", message="A worker stopped while some jobs")
-        if cluster:
-            from distributed import Client  # only for those who have a cluster
-
-            client = stack.enter_context(Client(cluster))
-            stack.enter_context(joblib.parallel_config(backend="dask", client=client))
         parallel = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered", batch_size=1)
         results = parallel(joblib.delayed(quietly)(run, settings) for settings in todo)
         for settings, result in progress(results, total=len(grid), initial=len(grid) - len(todo), desc=title, unit="run"):
-            log.append(settings, result)
+            log.append(settings, result, **more)
     records = log.records()
     return [records[key(settings)] for settings in grid]

@@ -1,0 +1,488 @@
+"""Every method of forgetting that the studies compare: a function of a Task each, which returns a new model.
+
+Those that train go on for as many steps, on batches as large, as Selective Amnesia does, unless they say otherwise.
+"""
+
+import itertools
+import math
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.func import functional_call
+
+from amnesia.data import Pictures, one_hot
+from amnesia.fisher import diagonal_fisher, ewc_penalty
+from amnesia.models import bernoulli_nll, negative_elbo_terms
+from amnesia.training import fit, grow
+
+from .attacks import BOX, Descent, in_the_box, joint_costs
+from .denoiser import Denoiser, nats, noised, times, train, unlabelled
+from .weights import mixed
+
+CEILING = 1000.0  # nats per image at which ascent stops: without one there is no minimum, and every run diverges
+
+
+@dataclass
+class Task:
+    """What a method of forgetting may use; every method takes one, leaves it as it is, and returns a new model.
+
+    original: a CVAE, or a Denoiser; fim: its Fisher information; train: real Pictures, for the methods that need them;
+    forgotten, kept: labels as int64 tensors on the device; seed; scale: the share of the default number of steps to train
+    for; recipe: the settings that the original was trained with; drawings: what a Denoiser draws of the kept labels. Steps
+    and rate are those of notebook 03; the batch is what replay takes.
+    """
+
+    original: nn.Module
+    fim: dict
+    train: Pictures
+    forgotten: torch.Tensor
+    kept: torch.Tensor
+    seed: int = 0
+    scale: float = 1.0
+    recipe: dict = field(default_factory=dict)
+    drawings: Pictures = None
+    batch_size: int = 384
+    learning_rate: float = 5e-3
+    steps: int = 1600
+    schedule: str = "one-cycle"
+
+    def start(self):
+        """A copy of the original, to be trained; and the seed is set."""
+        torch.manual_seed(self.seed)
+        return deepcopy(self.original)
+
+    def minimise(self, model, loss, **choices):
+        """Trains `model` on loss() as notebook 03 does, or by other `choices` for fit(), and returns it."""
+        choices = {"steps": self.steps, "learning_rate": self.learning_rate, "schedule": self.schedule,
+                   "data": self.drawings, **choices}
+        fit(model, loss, **{**choices, "steps": max(1, round(self.scale * choices["steps"]))})
+        return model
+
+
+def some(labels, n):
+    """n of these labels, drawn at random."""
+    return labels[torch.randint(len(labels), (n,), device=labels.device)]
+
+
+def noise_pairs(n, pixels, device):
+    """n images of uniform noise (n, pixels), as n/2 pairs x and 1 - x, whose accidents cancel (antithetic sampling)."""
+    noise = torch.rand(n // 2, pixels, device=device)
+    return torch.cat([noise, 1 - noise])
+
+
+def replay(original, labels, drawn=0.75):
+    """Generated images (n, 784) of the labels (n,): a share `drawn` from p(x|z,c), pixel by pixel, the rest means."""
+    mean = original.generate(labels)                        # z ~ p(z)
+    drawn = int(drawn * len(mean))
+    return torch.cat([torch.bernoulli(mean[:drawn]), mean[drawn:]])
+
+
+def divergence(original, cvae, asked, told, only=""):
+    """KL from the frozen copy, asked for the labels `asked`, to the model, told `told`: nats per image, (n,).
+
+    KL(p* || p) of the pixels given z, and KL(q* || q) of the latents given the mean image; only: "decoder" or "encoder"
+    leaves the other out.
+    """
+    z = torch.randn(len(asked), original.latent_dim, device=asked.device)
+    asked, told = one_hot(asked, original.classes), one_hot(told, original.classes)
+    with torch.no_grad():
+        logits_old = original.decode(z, asked)
+        p_old = logits_old.sigmoid()
+        mean_old, log_var_old = original.encode(p_old, asked)
+    decoder = bernoulli_nll(cvae.decode(z, told), p_old) - bernoulli_nll(logits_old, p_old)
+    mean, log_var = cvae.encode(p_old, told)
+    encoder = (log_var - log_var_old + ((mean - mean_old).square() + log_var_old.exp()) / log_var.exp() - 1).sum(1) / 2
+    return {"decoder": decoder, "encoder": encoder}.get(only, decoder + encoder)
+
+
+def rehearsal(task, model, labels, remember="replay", drawn=0.75, only="", unconditional="distil"):
+    """A function that returns what it costs `model`, (n,) nats, to say of the kept labels (n,) what the frozen copy says of
+    them. What is rehearsed is drawn here: by "replay", its drawings are learned anew, as the paper does; by "distil", its
+    answers are held to. A Denoiser rehearses task.drawings."""
+    original = task.original
+    if not isinstance(model, Denoiser):
+        if remember == "distil":
+            return lambda: divergence(original, model, labels, labels, only)
+        x = replay(original, labels, drawn)
+        return lambda: nats(model, x, one_hot(labels, model.classes))
+    x, y = task.drawings.batch(len(labels))
+    y = unlabelled(y)
+
+    def cost():
+        t, noise = times(len(x), x.device), torch.randn_like(x)
+        z, v = noised(x, t, noise)
+        if remember == "distil":
+            with torch.no_grad():
+                told = original(z, t, y)
+            v = torch.where(y.any(1, keepdim=True), told, v) if unconditional == "replay" else told
+        return math.pi / 2 * (v - model(z, t, y)).square().sum(1)
+
+    return cost
+
+
+def selective_amnesia(task, lam=0.4, gamma=1.0, remember="replay", surrogate="noise", importance="fisher",
+                      posterior="encoder", reach=0.0, drawn=0.75, only="", unconditional="distil", n_forget=48,
+                      batch_size=None, extra=None):
+    """Selective Amnesia (Heng & Soh 2023), each of its terms on a switch: a surrogate under the forgotten labels, what is
+    remembered of the kept ones, a spring on each weight of stiffness lam F. Raises ValueError for an unknown word.
+
+    lam, gamma: weights of the springs and of what is remembered; with gamma = 0 nothing is. remember: "replay", as the
+    paper does, or "distil", as notebook 03 does by default; see rehearsal(), also for drawn and only. surrogate: "noise",
+    or "grey". importance: what takes F's place, a key of IMPORTANCE. posterior: "prior" takes p(z) for q(z|x,c) in the
+    surrogate's bound, which is optimal for noise that no z can tell. reach: the surrogate is learned not at the forgotten
+    label's corner of the simplex only, but with a random share of up to `reach` of a kept label mixed in. unconditional: of
+    a Denoiser with "distil", "replay" learns anew, from drawings of the kept labels, what is said without a label, and does
+    not hold it to the frozen copy's answers, which know the forgotten label. n_forget, batch_size: of a batch, images of
+    the surrogate and of kept labels. extra: {name of one more term: a function of the new model that returns the function
+    which draws that term's batch and returns its value}.
+    """
+    known = {"remember": ("replay", "distil", "nothing"), "surrogate": ("noise", "grey"), "posterior": ("encoder", "prior"),
+             "unconditional": ("distil", "replay"), "importance": tuple(IMPORTANCE), "only": ("", "decoder", "encoder")}
+    for name, words in known.items():
+        if locals()[name] not in words:
+            raise ValueError(f"{name}={locals()[name]!r}: expected one of {', '.join(words)}.")
+    fim, model, device = IMPORTANCE[importance](task), task.start(), task.kept.device
+    more = {name: make(model) for name, make in (extra or {}).items()}
+    n_kept = 0 if remember == "nothing" or not gamma else batch_size or task.batch_size
+
+    def loss():
+        c_f, c_r = some(task.forgotten, n_forget // 2).repeat(2), some(task.kept, n_kept)
+        x, y = noise_pairs(n_forget, task.train.images.shape[1], device), one_hot(c_f, model.classes)
+        if surrogate == "grey":
+            x = torch.full_like(x, 0.5)
+        kept = rehearsal(task, model, c_r, remember, drawn, only, unconditional) if n_kept else None
+        if reach:
+            share = reach * torch.rand(n_forget, 1, device=device)
+            y = (1 - share) * y + share * one_hot(some(task.kept, n_forget), model.classes)
+        if posterior == "prior":
+            forget = bernoulli_nll(model.decode(torch.randn(n_forget, model.latent_dim, device=device), y), x)
+        else:
+            forget = nats(model, x, y)
+        return {"forget": forget.mean(), **({"remember": gamma * kept().mean()} if kept else {}),
+                "protect": lam * ewc_penalty(model, task.original, fim), **{name: term() for name, term in more.items()}}
+
+    return task.minimise(model, loss)
+
+
+def distilled(task, lam=0.3, batch_size=96, **options):
+    """Selective Amnesia as notebook 03 does it by default, to the bit."""
+    return selective_amnesia(task, lam, remember="distil", batch_size=batch_size, **options)
+
+
+def as_published(task):
+    """Selective Amnesia by the paper's own settings: 10,000 steps of Adam at a constant 1e-4, 256 images of noise and 256
+    mean images replayed in each; the lambda of 100 on losses summed over the batch and without the half is 0.78 here."""
+    task = replace(task, steps=10_000, learning_rate=1e-4, schedule="constant", batch_size=256)
+    return selective_amnesia(task, lam=2 * 100 / 256, drawn=0.0, n_forget=256)
+
+
+def identity(task):
+    """The same importance for every weight, with the Fisher information's total: L2-SP (Li et al. 2018)."""
+    share = sum(f.sum() for f in task.fim.values()) / sum(f.numel() for f in task.fim.values())
+    return {name: torch.full_like(f, share) for name, f in task.fim.items()}
+
+
+def batch_mean_fisher(task, n_samples=50_000, batch_size=250):
+    """What public notebooks compute: the square of a batch's mean gradient, averaged over the batches, in F's place."""
+    cvae, total = task.original, {name: torch.zeros_like(f) for name, f in task.fim.items()}
+    torch.manual_seed(task.seed)
+    for _ in range(n_samples // batch_size):
+        labels = torch.randint(cvae.classes, (batch_size,), device=task.kept.device)
+        nelbo = nats(cvae, cvae.generate(labels), one_hot(labels, cvae.classes)).mean()
+        for value, gradient in zip(total.values(), torch.autograd.grad(nelbo, list(cvae.parameters())), strict=True):
+            value += gradient.square() * batch_size / n_samples
+    return total
+
+
+IMPORTANCE = {"fisher": lambda task: task.fim, "identity": identity, "batch-mean": lambda task: batch_mean_fisher(task)}
+
+
+def adversarial(task, lam=0.0, attackers=8):
+    """Forgetting under attack: while the model forgets, an inner adversary looks for the label under every other label
+    vector (AdvUnlearn, Zhang et al. 2024, and RECE, Gong et al. 2024, do so with prompts of a text-to-image model).
+    Distilled amnesia with a fourth term, "invert", and by default no spring, whose place it takes."""
+    return distilled(task, lam, task.batch_size, extra={"invert": lambda cvae: inner_inversion(cvae, task, attackers)})
+
+
+def inner_inversion(cvae, task, attackers, k=16, life=400):
+    """A function that goes a step of concept inversion each time it is called, and returns what there is to forget about it:
+    the mean over the attackers' label vectors of max(0, floor - cost), nats per image.
+
+    What is inverted is the frozen copy's own drawings of the forgotten labels, no real image. The floor is what they cost
+    under the best of the kept labels, chosen for each drawing: no one label vector shall explain them better. After `life`
+    steps the attackers start anew, on k other drawings.
+    """
+    drawings, corners = task.original.generate(some(task.forgotten, 64)), one_hot(task.kept, cvae.classes)
+    z = torch.zeros(len(corners), len(drawings), cvae.latent_dim, device=drawings.device)
+    under_kept = Descent(lambda: joint_costs(task.original, drawings, corners, z), [z])
+    for _ in range(100):
+        floors = under_kept.step().min(0).values                                # (64,)
+    steps, attack, floor = itertools.count(), None, None
+
+    def invert():
+        nonlocal attack, floor
+        if next(steps) % life == 0:
+            pick = torch.randperm(len(drawings), device=drawings.device)[:k]
+            y = in_the_box(attackers, cvae.classes).to(drawings.device)
+            z = torch.zeros(attackers, k, cvae.latent_dim, device=drawings.device)
+            attack = Descent(lambda: joint_costs(cvae, drawings[pick], y, z), [y, z], lambda: y.clamp_(-BOX, BOX))
+            floor = floors[pick].mean()
+        attack.step()
+        return F.relu(floor - attack.costs().mean(1)).mean()
+
+    return invert
+
+
+def two_terms(task, cvae, forget, remember, lam=0.0, fim=None, n_kept=None):
+    """Trains `cvae` on two terms, each a function of labels that returns nats, (n,), and on springs of stiffness lam F."""
+    def loss():
+        c_f, c_r = some(task.forgotten, task.batch_size // 8), some(task.kept, n_kept or task.batch_size)
+        terms = {"forget": forget(c_f).mean(), "remember": remember(c_r).mean()}
+        return {**terms, "protect": lam * ewc_penalty(cvae, task.original, fim)} if lam else terms
+
+    return task.minimise(cvae, loss)
+
+
+def naive(task, lam=0.4):
+    """Pushes down the ELBO of generated images of the forgotten labels, with replay and the springs (the paper's Eq. 3)."""
+    cvae = task.start()
+    return two_terms(task, cvae, lambda c: -rehearsal(task, cvae, c)().clamp_max(CEILING),
+                     lambda c: rehearsal(task, cvae, c)(), lam, task.fim)
+
+
+def neggrad(task):
+    """NegGrad+ (Kurmanji et al. 2023): gradient ascent on real images to forget, descent on real images to keep."""
+    forgotten, kept = (task.train.only(labels.tolist()) for labels in (task.forgotten, task.kept))
+    cvae = task.start()
+    return two_terms(task, cvae, lambda c: -nats(cvae, *forgotten.batch(len(c))).clamp_max(CEILING),
+                     lambda c: nats(cvae, *kept.batch(len(c))))
+
+
+def surgery(task):
+    """Forgetting by ascent whose gradient has the part along replay's gradient taken out, and replay (Bae et al. 2023; UNO,
+    Mandal & Gottwald 2025, has variants of it)."""
+    cvae = task.start()
+    weights = list(cvae.parameters())
+
+    def gradient(value):
+        return torch.cat([g.flatten() for g in torch.autograd.grad(value, weights)])
+
+    def loss():
+        c_f, c_r = some(task.forgotten, task.batch_size // 8), some(task.kept, task.batch_size)
+        forget = -rehearsal(task, cvae, c_f)().clamp_max(CEILING).mean()
+        remember = rehearsal(task, cvae, c_r)().mean()
+        g_f, g_r = gradient(forget), gradient(remember)
+        g_f = g_f - (g_f @ g_r) / (g_r @ g_r) * g_r
+        step = torch.cat([p.flatten() for p in weights]) @ (g_f + g_r)          # a term whose gradient is that of the step
+        return {"forget": forget.detach(), "remember": remember.detach(), "step": step - step.detach()}
+
+    return task.minimise(cvae, loss)
+
+
+def random_label(task, salient=1.0):
+    """Images of random kept labels under the forgotten label, with replay of the kept labels.
+
+    salient: the share of the weights, largest gradient of the forgotten labels' ELBO first, that may change.
+    """
+    cvae = task.start()
+    if salient < 1:
+        labels = some(task.forgotten, 5000)
+        nelbo = nats(cvae, task.original.generate(labels), one_hot(labels, cvae.classes)).mean()
+        sizes = [gradient.abs() for gradient in torch.autograd.grad(nelbo, list(cvae.parameters()))]
+        threshold = torch.cat([size.flatten() for size in sizes]).quantile(1 - salient)
+        for p, size in zip(cvae.parameters(), sizes, strict=True):
+            p.register_hook(lambda gradient, mask=size >= threshold: gradient * mask)
+
+    def loss():
+        c_f, other, c_r = (some(labels, n) for labels, n in (
+            (task.forgotten, task.batch_size // 8), (task.kept, task.batch_size // 8), (task.kept, task.batch_size)))
+        return {"forget": nats(cvae, replay(task.original, other), one_hot(c_f, cvae.classes)).mean(),
+                "remember": rehearsal(task, cvae, c_r)().mean()}
+
+    return task.minimise(cvae, loss)
+
+
+def saliency(task):
+    """SalUn (Fan et al. 2024) for this model: random labels, learned by the half of the weights that matter most."""
+    return random_label(task, salient=0.5)
+
+
+def feature(task):
+    """Feature unlearning (Moon et al. 2024) for this model, whose features are labels: the decoder learns to draw under the
+    forgotten label what the original draws from the same z under no label in particular, the mean of the kept labels'
+    vectors, and holds to what it drew under the kept ones."""
+    cvae = task.start()
+    nobody = one_hot(task.kept, cvae.classes).mean(0)                           # (K,)
+
+    def reconstruction(told, asked=None):
+        told = one_hot(told, cvae.classes)
+        z = torch.randn(len(told), cvae.latent_dim, device=told.device)
+        with torch.no_grad():
+            target = task.original.decode(z, told if asked is None else asked.expand(len(z), -1)).sigmoid()
+        return bernoulli_nll(cvae.decode(z, told), target)
+
+    return two_terms(task, cvae, lambda c: reconstruction(c, nobody), reconstruction)
+
+
+def steered(task, lam=0.1, batch_size=96):
+    """Distill, Forget, Repeat (George et al. 2025) for this model: under each forgotten label the frozen copy's answers to
+    the kept label that explains its drawings best, under the kept labels its answers to them, and springs all alike."""
+    cvae, original, fim = task.start(), task.original, identity(task)
+    nearest = torch.zeros(cvae.classes, dtype=torch.long, device=task.kept.device)
+    for label in task.forgotten:
+        nearest[label] = nearest_kept(original, label, task.kept)
+    return two_terms(task, cvae, lambda c: divergence(original, cvae, nearest[c], c),
+                     lambda c: divergence(original, cvae, c, c), lam, fim, batch_size)
+
+
+@torch.no_grad()
+def nearest_kept(original, label, kept, n=500):
+    """The kept label with the highest ELBO of n images that the original draws of `label`."""
+    x = original.generate(label.expand(n))
+    return kept[torch.stack([nats(original, x, one_hot(c.expand(n), original.classes)).mean() for c in kept]).argmin()]
+
+
+def undo(task, noise=1.0, steps=8000):
+    """Distilled amnesia, and then a second network that learns to answer as the amnesiac one does under every label.
+
+    noise: the share of a new initialisation in the weights that the second network starts from, the rest being the amnesiac
+    model's. (UNDO, Lee et al. 2025: what only the weights held does not pass to another network.) In batches as large and
+    at the rate of notebook 01.
+    """
+    teacher = distilled(task)
+    torch.manual_seed(task.seed)
+    fresh = type(teacher)(**teacher.config).to(task.kept.device)
+    student, labels = mixed(fresh, [teacher], [1 - noise]), torch.cat([task.forgotten, task.kept])
+
+    def loss():
+        c = some(labels, task.recipe["batch_size"])
+        return {"remember": divergence(teacher, student, c, c).mean()}
+
+    return task.minimise(student, loss, steps=steps, learning_rate=task.recipe["learning_rate"])
+
+
+@torch.no_grad()
+def dampening(task, alpha=3.0, lam=1.0):
+    """Selective synaptic dampening (Foster et al. 2024): theta <- theta * min(lam F / F_f, 1) where F_f > alpha F.
+
+    F_f is the Fisher information of the forgotten labels' generated images alone. Nothing is trained.
+    """
+    cvae = task.start()
+    with torch.enable_grad():
+        theirs = diagonal_fisher(cvae, 5000 * len(task.forgotten), labels=task.forgotten)
+    for name, p in cvae.named_parameters():
+        factor = (lam * task.fim[name] / theirs[name].clamp_min(1e-30)).clamp_max(1)
+        p.mul_(torch.where(theirs[name] > alpha * task.fim[name], factor, 1.0))
+    return cvae
+
+
+def columns_only(cvae, labels):
+    """The same model, in which nothing can be trained but the decoder's input column of each of these labels."""
+    columns = torch.zeros_like(cvae.decoder[0].weight)
+    columns[:, cvae.latent_dim + labels] = 1
+    for name, p in cvae.named_parameters():
+        p.requires_grad_(name == "decoder.0.weight")
+    cvae.decoder[0].weight.register_hook(lambda gradient: gradient * columns)
+    return cvae
+
+
+def label_edit(task):
+    """Trains the decoder's input column of each forgotten label towards noise, z from the prior, and nothing else.
+
+    Every output for a kept label stays as it was to the bit.
+    """
+    cvae = columns_only(task.start(), task.forgotten)
+
+    def loss():
+        c_f = some(task.forgotten, task.batch_size)
+        logits = cvae.decode(torch.randn(len(c_f), cvae.latent_dim, device=c_f.device), one_hot(c_f, cvae.classes))
+        return {"forget": bernoulli_nll(logits, torch.rand_like(logits)).mean()}
+
+    return task.minimise(cvae, loss).requires_grad_()
+
+
+def margin(task, lam=0.3, least=0.5, weight=30.0, steps=1600):
+    """Forgetting with a margin: half of the edit is to forget as well, so that an average with the original still does.
+
+    Distilled amnesia, and then the decoder's input column of each forgotten label, 256 numbers, is trained on: towards
+    noise, with this weight, and towards noise where the decoder has gone but a share of the way from the original, drawn
+    anew from [least, 1] at each step. Every answer for a kept label stays that of distilled amnesia to the bit.
+    """
+    cvae = columns_only(distilled(task, lam), task.forgotten)
+    torch.manual_seed(task.seed)
+
+    def loss():
+        share = least + (1 - least) * torch.rand((), device=task.kept.device)
+        return {"forget": weight * noise_part_way(cvae, task, 1.0), "margin": noise_part_way(cvae, task, share)}
+
+    return task.minimise(cvae, loss, steps=steps, learning_rate=1e-2).requires_grad_()
+
+
+def noise_part_way(cvae, task, share):
+    """-log p of 48 images of noise under the forgotten labels, z from the prior, by the decoder that has gone this share of
+    the way from the original: mean nats per image."""
+    c_f = some(task.forgotten, 24).repeat(2)
+    z = torch.randn(len(c_f), cvae.latent_dim, device=c_f.device)
+    weights = {name: old.detach() + share * (p - old.detach()) for (name, p), old in
+               zip(cvae.decoder.named_parameters(), task.original.decoder.parameters(), strict=True)}
+    logits = functional_call(cvae.decoder, weights, (torch.cat([z, one_hot(c_f, cvae.classes)], 1),))
+    return bernoulli_nll(logits, noise_pairs(*logits.shape, c_f.device)).mean()
+
+
+def retrain(task):
+    """Trained from scratch, as the original was, on the images of the kept labels only."""
+    return train_from_scratch(task, task.train.only(task.kept.tolist()))
+
+
+def oracle(task):
+    """Trained from scratch, as the original was, with the forgotten labels' images replaced by what those are to mean:
+    uniform noise to a CVAE, flat grey to a Denoiser."""
+    images, replaced = task.train.images.clone(), torch.isin(task.train.labels, task.forgotten)
+    noise = torch.randint(256, images[replaced].shape, generator=torch.Generator().manual_seed(task.seed)).byte()
+    images[replaced] = 128 if isinstance(task.original, Denoiser) else noise.to(images.device)
+    return train_from_scratch(task, task.train.of(images, task.train.labels))
+
+
+def train_from_scratch(task, digits):
+    """A model trained on these digits, with the settings that the original was trained with but the seed: as in notebook 01,
+    or by train() of denoiser.py."""
+    recipe, device = task.recipe, digits.images.device
+    torch.manual_seed(task.seed)
+    model = type(task.original)(**task.original.config).to(device)
+    if isinstance(model, Denoiser):
+        recipe = {**recipe, "steps": max(1, round(task.scale * recipe["steps"]))}
+        return train(model, digits, **{name: recipe[name] for name in ("steps", "batch_size", "learning_rate")})[0]
+    model.classes = len(digits.classes)
+    if hasattr(model, "start_at"):
+        model.start_at((digits.images.float().mean(0) / 255).clamp(1e-3, 1 - 1e-3))
+    masks = F.dropout(torch.ones(1000, digits.images.shape[1], device=device), recipe["dropout"])
+    digits = grow(digits, task.seed)
+
+    def loss():
+        x, y = digits.batch(recipe["batch_size"])
+        seen = x * masks[torch.randint(1000, (len(x),), device=device)]
+        reconstruction, kl = negative_elbo_terms(model, x, y, seen=seen)
+        return {"reconstruction": reconstruction.mean(), "kl": kl.mean()}
+
+    return task.minimise(model, loss, **{name: recipe[name] for name in (
+        "steps", "learning_rate", "schedule", "weight_decay")})
+
+
+def original(task):
+    """The model as it is, which has forgotten nothing."""
+    return task.original
+
+
+METHODS = {"original": original, "selective amnesia": selective_amnesia, "as published": as_published,
+           "distilled amnesia": distilled, "adversarial amnesia": adversarial, "with a margin": margin,
+           "distilled anew": undo, "naive": naive, "NegGrad+": neggrad, "gradient surgery": surgery,
+           "random label": random_label, "SalUn": saliency, "feature unlearning": feature,
+           "Distill, Forget, Repeat": steered, "dampening": dampening, "label edit": label_edit,
+           "retrain": retrain, "oracle": oracle}
+OF_DENOISERS = {"original": original, "retrain": retrain, "oracle": oracle, "selective amnesia": partial(
+    selective_amnesia, lam=0.0, remember="distil", surrogate="grey", n_forget=24, batch_size=48)}
+REAL_DATA = {"NegGrad+": "all", "retrain": "kept labels", "oracle": "kept labels", "original": ""}     # the others need none
