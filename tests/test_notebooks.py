@@ -15,7 +15,7 @@ import nbformat
 import PIL.Image
 import pytest
 import torch
-from cells import STEMS, code, execute, run_here, sources
+from cells import STEMS, code, execute, makes, run_here, sources
 from conftest import BUDGETS, RELEASED, REPOSITORY
 
 from amnesia import CVAE, WorkspaceError
@@ -167,7 +167,7 @@ def test_a_model_of_ones_own_with_whole_numbers_in_its_state_goes_through_all_fi
     """31.1: no other cell or file is edited; the source of the class is beside the file, and in every lineage."""
     budget = {"workspace": str(tmp_path), "steps": 30, "n_samples": 200, "n_per_class": 20}
     cells = with_model(OWN)
-    execute([cells[0], "import torch.nn.functional as F", *cells[1:]], "stage.save(", **budget)
+    execute(makes([cells[0], "import torch.nn.functional as F", *cells[1:]]), "stage.save(", **budget)
     for stem in STEMS[1:]:
         run_here(stem, "stage.save(", **budget)
     source, = (tmp_path / "checkpoints").glob("model-*.py")
@@ -186,8 +186,8 @@ def test_a_model_of_ones_own_with_whole_numbers_in_its_state_goes_through_all_fi
 def test_a_model_that_no_other_notebook_could_build_is_refused_before_it_is_trained(tmp_path, source):
     cells = with_model(source)
     with pytest.raises(WorkspaceError, match="CVAE"):
-        execute([cells[0], "import torch\nimport torch.nn.functional as F\nfrom torch import nn", *cells[1:]], "stage.save(",
-                workspace=str(tmp_path), steps=10**6)
+        execute([cells[0], "import torch\nimport torch.nn.functional as F\nfrom torch import nn", *makes(cells[1:])],
+                "stage.save(", workspace=str(tmp_path), steps=10**6)
     assert not [*tmp_path.rglob("*.pt")]
 
 
