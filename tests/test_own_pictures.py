@@ -218,11 +218,11 @@ def test_an_npz_may_have_shares_names_or_medmnists_keys(tmp_path):
 
 
 @pytest.mark.parametrize("arrays, said", [
-    ({"labels": LABELS + 0.7}, "a whole number or a name"), ({"labels": LABELS[:9]}, r"shape \(9,\)"),
-    ({"images": IMAGES * 1.0}, "float64"), ({"images": IMAGES[:0], "labels": LABELS[:0]}, "expected images, some"),
+    ({"labels": LABELS + 0.7}, r"labels.*float64"), ({"labels": LABELS[:9]}, r"labels.*\(9,\)"),
+    ({"images": IMAGES * 1.0}, "float64"), ({"images": IMAGES[:0], "labels": LABELS[:0]}, r"expected images.*\(0, 9, 9\)"),
     ({"images": IMAGES[:, :7]}, "7 pixels a side"), ({"labels": LABELS * 0}, "1 classes"),
-    ({"test_images": IMAGES[:8, :8], "test_labels": LABELS[:8]}, "those to test with"),
-    ({"test_images": IMAGES[:2], "test_labels": LABELS[:2]}, "smallest has 0 pictures")])
+    ({"test_images": IMAGES[:8, :8], "test_labels": LABELS[:8]}, "to test with"),
+    ({"test_images": IMAGES[:2], "test_labels": LABELS[:2]}, " 0 pictures")])
 def test_what_an_npz_lacks_is_named(arrays, said, tmp_path):
     with pytest.raises(DataError, match="mine.*" + said):
         npz(tmp_path, **{"images": IMAGES, "labels": LABELS, **arrays})
@@ -231,7 +231,7 @@ def test_what_an_npz_lacks_is_named(arrays, said, tmp_path):
 def test_a_cut_file_and_a_missing_one_are_named(tmp_path):
     npz(tmp_path, images=IMAGES, labels=LABELS)
     (tmp_path / "mine.npz").write_bytes((tmp_path / "mine.npz").read_bytes()[:900])
-    for name, said in (("mine.npz", "cannot be read as an .npz"), ("none.npz", "here or in"), ("folder", "neither")):
+    for name, said in (("mine.npz", "cannot be read as an .npz"), ("none.npz", "here or in"), ("folder", "no data set")):
         with pytest.raises(DataError, match=said):          # torchvision.datasets.folder is a module, and no data set
             load_pictures(name, tmp_path)
 
