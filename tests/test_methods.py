@@ -591,4 +591,4 @@ def test_undo_teaches_another_network_every_answer(task, monkeypatch):
     found = loss()["remember"]
     torch.manual_seed(4)
     c = some(torch.tensor([3, 0, 1, 2, 4, 5, 6, 7, 8, 9]), task.recipe["batch_size"])
-    torch.testing.assert_close(found, divergence(teacher, student, c, c).mean())
+    torch.testing.assert_close(found, methods.divergence(teacher, student, c, c).mean())
