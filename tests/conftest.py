@@ -4,6 +4,7 @@ What takes long to import is imported in the fixtures: the process that hands xd
 """
 
 import os
+import shutil
 from functools import cache, partial
 from pathlib import Path
 
@@ -166,3 +167,22 @@ def no_array_of_a_tensor(monkeypatch):
         raise TypeError("a tensor was handed to NumPy: its .numpy() is meant")
 
     monkeypatch.setattr(torch.Tensor, "__array__", refuse)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Chromium, headless, as on a first start. Skips where it or its driver is missing."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip("needs chromium and chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-dev-shm-usage",
+                 "disable-background-networking", "disable-component-update", "disable-sync", "window-size=1300,1000",
+                 f"user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(f"--{flag}")
+    started = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    yield started
+    started.quit()

@@ -38,7 +38,7 @@ def mirror(tmp_path, monkeypatch):
         type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *_: None}), directory=folder))
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.delenv("AMNESIA_DATA", raising=False)
-    monkeypatch.setitem(data_module.KNOWN, "MNIST", {"train": DIGEST, "test": DIGEST})
+    monkeypatch.setattr(data_module, "KNOWN", {"MNIST train": DIGEST, "MNIST test": DIGEST})
     monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
     monkeypatch.setattr(torchvision.datasets.MNIST, "resources", [
         (path.name, hashlib.md5(path.read_bytes()).hexdigest()) for path in sorted(folder.iterdir())])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from amnesia import CVAE, device, fit, hardware, negative_elbo_terms, one_hot, pick_device
-from amnesia.device import bfloat16_products, quick_products, rng_state, set_rng_state
+from amnesia.device import bfloat16_products, quick_products
 
 
 def test_a_gpu_that_is_there_and_fails_is_said_and_the_cpu_is_taken(monkeypatch, capsys):
@@ -54,13 +54,6 @@ def test_torch_takes_no_more_threads_than_this_process_may_keep_busy(monkeypatch
         assert torch.get_num_threads() == 1 and "CPU" in hardware()
     finally:
         torch.set_num_threads(threads)
-
-
-def test_the_random_state_is_put_back():
-    state = rng_state(torch.device("cpu"))
-    first = torch.rand(3)
-    set_rng_state(state, torch.device("cpu"))
-    assert torch.equal(torch.rand(3), first)
 
 
 # How a user may have set the precision of float32 products: by torch's older call, or, from 2.9 on, by its newer attributes

@@ -8,23 +8,16 @@ import pytest
 import scipy.linalg
 import torch
 
-from amnesia import (
-    Classifier,
-    Pictures,
-    Workspace,
-    WorkspaceError,
-    ask,
+from amnesia import Classifier, Pictures, Workspace, WorkspaceError, ask, evaluation, load_judge, negative_elbo_terms
+from amnesia.evaluation import (
     elbo,
     entropy,
-    evaluation,
     forgetting_metrics,
     frechet,
     grey_reference,
     kept_change,
-    load_judge,
     mean_interval,
     model_metrics,
-    negative_elbo_terms,
     reference_metrics,
     wilson_interval,
 )
@@ -61,20 +54,15 @@ def test_mean_interval():
     assert (mean, (high - low) / 2) == pytest.approx((3.0, 1.959964 * np.std(values.numpy(), ddof=1) / 2))
 
 
-def test_probability_and_entropy():
-    p = torch.tensor([[1.0] + [0.0] * 9, [0.1] * 10])
-    figures = forgetting_metrics(p, [0, 3], torch.zeros(2, 784, dtype=torch.uint8))
+def test_what_is_left_of_forgotten_labels():
+    """P and H; and, asked for 0, 3 and 3, judged 0, 8 and 3, the share and the contrast: half of the first image's pixels are
+    white, a sixteenth of the second's."""
+    p, images = torch.tensor([[1.0] + [0.0] * 9, [0.1] * 10]), torch.zeros(3, 784, dtype=torch.uint8)
+    figures = forgetting_metrics(p, [0, 3], images[:2])
     assert figures["forgotten_probability"][0] == pytest.approx(0.55)
-    assert figures["entropy"][0] == pytest.approx(math.log(10) / 2)
-    assert entropy(p).tolist() == pytest.approx([0, math.log(10)])
-
-
-def test_share_and_contrast():
-    """Asked for 0, 3 and 3, judged 0, 8 and 3; half of the first image's pixels are white, a sixteenth of the second's."""
-    p = torch.eye(10)[[0, 8, 3]] * 0.9 + 0.01
-    images = torch.zeros(3, 784, dtype=torch.uint8)
+    assert figures["entropy"][0] == pytest.approx(math.log(10) / 2) and entropy(p).tolist() == pytest.approx([0, math.log(10)])
     images[0, :392] = images[1, :49] = 255
-    figures = forgetting_metrics(p, [0, 3, 3], images.view(3, 28, 28))
+    figures = forgetting_metrics(torch.eye(10)[[0, 8, 3]] * 0.9 + 0.01, [0, 3, 3], images.view(3, 28, 28))
     assert figures["forgotten_share"] == wilson_interval(2, 3)
     assert figures["forgotten_contrast"][0] == pytest.approx(255 * (1 / 2 + math.sqrt(1 / 16 * 15 / 16) + 0) / 3)
 

@@ -11,7 +11,6 @@ import nbformat
 import numpy as np
 import PIL.Image
 import PIL.ImageSequence
-import pytest
 import torch
 from bs4 import BeautifulSoup
 

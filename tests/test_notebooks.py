@@ -181,7 +181,7 @@ def test_a_model_of_ones_own_with_whole_numbers_in_its_state_goes_through_all_fi
 
 @pytest.mark.usefixtures("with_few")
 @pytest.mark.parametrize("source", [OWN.replace("import torch\nfrom torch import nn\n", ""),
-                                    OWN.replace("self.config", "self.choices")], ids=["its imports stand in another cell", "no config"])
+                                    OWN.replace("self.config", "self.choices")], ids=["imports elsewhere", "no config"])
 def test_a_model_that_no_other_notebook_could_build_is_refused_before_it_is_trained(tmp_path, source):
     cells = with_model(source)
     with pytest.raises(WorkspaceError, match="CVAE"):

@@ -269,6 +269,15 @@ def test_a_cut_file_and_a_missing_one_are_named(tmp_path):
             load_pictures(name, tmp_path)
 
 
+def test_run_py_takes_pictures_from_where_it_is_called(tmp_path, monkeypatch):
+    from run import value_of
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "MNIST" / "raw").mkdir(parents=True)
+    (tmp_path / "pets").mkdir()
+    assert [value_of("dataset", name) for name in ("pets", "MNIST", "KMNIST")] == [str(tmp_path / "pets"), "MNIST", "KMNIST"]
+
+
 def test_emnist_stands_upright_and_usps_has_no_names(tmp_path, monkeypatch):
     import bz2
     monkeypatch.delenv("AMNESIA_DATA", raising=False)

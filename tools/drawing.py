@@ -12,7 +12,7 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "notebooks"))
 
-from amnesia import CVAE, Saved, one_hot  # noqa: E402
+from amnesia import CVAE, Saved, one_hot
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -148,7 +148,8 @@ def model_metrics(judge, samples, cvae, test, forgotten, kept, before=(), real=N
 
     samples: uint8 (K, n, ...), row = label asked for; test: Pictures of real test images; forgotten, kept: labels; before:
     those that an earlier round has forgotten, scored under names of their own; real, seen: ask(judge, test.images) and
-    ask(judge, samples), if they are known already; bound: what stands under kept_elbo and forgotten_elbo, a function of the model and of Pictures like elbo().
+    ask(judge, samples), if they are known already; bound: what stands under kept_elbo and forgotten_elbo, a function of the
+    model and of Pictures like elbo().
     """
     classes, n = samples.shape[:2]
     probabilities, features = (values.view(classes, n, -1) for values in seen or ask(judge, samples))
