@@ -41,6 +41,11 @@ def execute(cells, until="", names=None, **parameters):
     return names
 
 
+def makes(cells):
+    """Those of these cells that a notebook's file is made by: without the practice by hand, which takes time."""
+    return [source for source in cells if "pupil" not in source]
+
+
 def run_here(stem, until="", **parameters):
-    """execute() of a notebook's cells."""
-    return execute(code(stem), until, **parameters)
+    """execute() of a notebook's cells; up to the one that saves, of those alone that make its file."""
+    return execute(makes(code(stem)) if until == "stage.save(" else code(stem), until, **parameters)

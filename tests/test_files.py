@@ -306,7 +306,8 @@ def test_below_a_drive_that_is_not_mounted_nothing_is_made(drive, tmp_path, caps
     """Not at the start, and not when it is lost under way; once it is back, what was trained is saved."""
     drive.mkdir(parents=True)
     with pytest.raises(WorkspaceError, match="Drive is not mounted"):
-        Workspace()
+        Workspace(drive / "MyDrive" / "mine")
+    assert Workspace().folder == tmp_path / "project" and not [*drive.iterdir()]
     (drive / "MyDrive").mkdir()
     store = Workspace()
     stage = Stage(store, "cvae.pt", SETTINGS)

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cells import STEMS, execute, sources
+from cells import STEMS, execute, makes, sources
 from conftest import REPOSITORY
 from jupyter_client.manager import start_new_kernel
 
@@ -69,7 +69,7 @@ class Reader:
     def run_all(self, until="stage.save(", then=""):
         self.run("workspace = ")
         for source in self.cells[1:self.place(until)]:
-            assert "show(png(" in source or self.run_code(source) == "ok"   # figures take time, and make no file
+            assert not makes([source]) or self.run_code(source) == "ok"
         assert self.run_code(then) == "ok"
         return self.run(until)
 
@@ -97,8 +97,7 @@ def clean(tmp_path):
     """clean(reader): the bytes that a clean run of a reader's cells, as they stand, makes of their numbers."""
     def made(reader):
         folder = tmp_path / f"clean-{len([*tmp_path.iterdir()])}"
-        cells = ["from amnesia import begin" if "#@title" in source else source for source in reader.cells
-                 if "show(png(" not in source or "stage.save(" in source]
+        cells = makes(source for source in reader.cells if "#@title" not in source)
         names = execute(cells, "stage.save(", workspace=str(folder), **reader.budget)
         return names["stage"].path.read_bytes()
 

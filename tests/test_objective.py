@@ -27,10 +27,12 @@ from amnesia import CVAE, Saved, Stage, Workspace
 @pytest.fixture(scope="module")
 def notebook_03(tmp_path_factory):
     """notebook_03(**parameters): what its cells define up to the loss, with a model on its way; (names, original, model)."""
+    names = run_here("03_forget", "def loss():", workspace=str(tmp_path_factory.mktemp("03")), forget=[3, 8])
+    pristine, as_begun = names["original"], {**vars(names["stage"])}
+
     def define(**parameters):
-        workspace = str(tmp_path_factory.mktemp("03"))
-        names = run_here("03_forget", "def loss():", workspace=workspace, forget=[3, 8], **parameters)
-        names["cvae"] = moved(deepcopy(names["original"]))
+        vars(names["stage"]).update(as_begun | parameters)              # what the cells go by
+        names["original"], names["cvae"] = deepcopy(pristine), moved(deepcopy(pristine))
         torch.manual_seed(1)
         return names, Watched(names["original"]), Watched(names["cvae"])
 
@@ -81,8 +83,10 @@ def test_the_loss_of_notebook_03_protects_in_the_loop_of_notebook_01_too(tmp_pat
                 if isinstance(node, ast.For) and "backward" in ast.unparse(node))
     loop.iter, loop.body[0].value = ast.parse("range(8)").body[0].value, ast.parse("sum(terms().values())").body[0].value
 
+    names = run_here("03_forget", "def loss():", workspace=str(tmp_path))
+
     def weights(lam):
-        names = run_here("03_forget", "def loss():", workspace=str(tmp_path), lam=lam)
+        names["stage"].lam = lam
         names["cvae"].load_state_dict(names["original"].state_dict())
         optimizer = torch.optim.Adam(names["cvae"].parameters(), 1e-3)
         torch.manual_seed(0)

@@ -24,7 +24,7 @@ NOTEBOOKS = sorted((REPOSITORY / "notebooks").rglob("[0-9]*_*.ipynb"))
     {"steps": 9, "batch_size": 700, "latent_dim": 128, "n_samples": 501, "n_per_class": 3, "lam": 0, "gamma": 0, "dropout": 0.99,
      "weight_decay": 100, "forget": [1, 2, 3, 4, 5, 6, 7, 8, "9"], "surrogate": "0"}], ids=["the least", "the most"])
 def test_the_ends_of_the_ranges_go_through_all_five(parameters, tmp_path):
-    for stem in STEMS:                                      # of the longer run no pictures, which take time
+    for stem in STEMS:
         run_here(stem, "" if parameters["steps"] == 1 else "stage.save(", workspace=str(tmp_path), **parameters)
     made = {path.name.split(".")[0].split("-")[0] for path in (tmp_path / "checkpoints").glob("[a-z]*") if path.suffix != ".py"}
     assert made == {"cvae", "fim", "amnesiac", "samples", "evaluation"}
