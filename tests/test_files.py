@@ -243,7 +243,8 @@ class Dying(CVAE):
         del self.config
 
 
-@pytest.mark.parametrize("model", [lambda: torch.compile(CVAE(2, hidden=(4,)), backend="eager"), Dying], ids=["compiled", "no config"])
+@pytest.mark.parametrize("model", [lambda: torch.compile(CVAE(2, hidden=(4,)), backend="eager"), Dying],
+                         ids=["compiled", "no config"])
 def test_a_model_that_could_not_be_read_again_is_refused_before_it_is_trained(store, model):
     with pytest.raises(WorkspaceError, match="not trained"):
         Stage(store, "cvae.pt", SETTINGS).load(model=model())
