@@ -73,7 +73,7 @@ def execute(path, workspace):
     return seconds
 
 
-# The front page's rows; the studies' page has all
+# The front page's rows
 FRONT_ROWS = "forgotten_probability", "entropy", "forgotten_share", "forgotten_contrast", "kept_accuracy", "kept_elbo"
 
 
@@ -109,22 +109,6 @@ def results_table(evaluation, only=None):
             f"{original['n_per_class']:,} samples per label; in brackets 95 % intervals over samples or test images. "
             f"{versions['hardware']}, torch {versions['torch']}.")
     return "\n".join([*table, "", note])
-
-
-def digits_table(evaluations):
-    """The studies' table of all ten digits, in markdown, from the contents of evaluation-<digit>.json."""
-    table = ["| forgotten | P before | P after − grey | H after / grey | judged as it | contrast | kept accuracy "
-             "| worst kept digit | kept ELBO | kept Fréchet |", "|---" * 10 + "|"]
-    for evaluation in evaluations:
-        before, after, grey = evaluation["original"], evaluation["amnesiac"], evaluation["reference"]["grey"]
-        accuracy, worst, elbo, distance = (after[key] - before[key] for key in (
-            "kept_accuracy", "kept_accuracy_worst", "kept_elbo", "kept_frechet"))
-        table.append(f"| {evaluation['settings']['forget'][0]} | {before['forgotten_probability']:.3f} "
-                     f"| {after['forgotten_probability'] - grey['forgotten_probability']:+.3f} "
-                     f"| {after['entropy'] / grey['entropy']:.3f} | {after['forgotten_share']:.3f} "
-                     f"| {after['forgotten_contrast']:.1f} | {100 * accuracy:+.2f} points "
-                     f"| {100 * worst:+.1f} points | {elbo:+.2f} nats | {distance:+.2f} |")
-    return "\n".join(table)
 
 
 def times_table(times):
@@ -187,12 +171,10 @@ def fill_pages():
     for path in (REPOSITORY / "notebooks").rglob("*.ipynb"):
         path.write_text(addressed(path, path.read_text(), repository))
     play.write()
-    digits, times = [read(f"evaluation-{digit}.json") for digit in range(10)], read("times.json")
-    fill(FRONT, "results", results_table(digits[0], FRONT_ROWS))
-    fill(STUDIED, "results", results_table(digits[0]))
+    times = read("times.json")
+    fill(FRONT, "results", results_table(read("evaluation-0.json"), FRONT_ROWS))
     fill(HOW_TO, "times", times_table(times))
     fill(HOW_TO, "another digit", another_digit(times))
-    fill(STUDIED, "digits", digits_table(digits))
 
 
 def release():

@@ -1,41 +1,44 @@
-"""Makes the released runs of the studies: python tools/release_studies.py WORKSPACE
+"""Makes the studies' released outputs: python tools/release_studies.py WORKSPACE
 
-Runs the study notebooks at full size in WORKSPACE, from the released checkpoints (hours on two cores; a run that was
-stopped goes on where it was), study 10 from a model of clothes that notebooks 1 and 2 make there; copies the logs to
-checkpoints/released; executes the notebooks as committed, in place; and writes the studies' page's table from the logs.
-springs-5000.jsonl is springs.jsonl of a machine without a network, where the five notebooks and study 10, with full = True
-and dataset = "MNIST", ran in one workspace. Ends with an error if a notebook's outputs are not those of its code as it is
-now.
+Executes the five studies as committed, in place, their own runs in WORKSPACE; keeps the studies' page's pictures, which
+their cells drew; and writes that page's table from the released logs. The logs themselves are made by the studies with
+full = True, in any workspace, whose checkpoints/*.jsonl are then copied to checkpoints/released. Ends with an error if a
+notebook's outputs are not those of its code as it is now.
+
+python tools/release_studies.py page writes the page's table and pictures only.
 """
 
-import os
-import shutil
+import base64
 import sys
-import tempfile
 from pathlib import Path
 
-import papermill
-from release import NOTEBOOKS, REPOSITORY, STUDIED, check_outputs, execute, fill, run
+import nbformat
+from release import REPOSITORY, STUDIED, check_outputs, execute, fill
 
 from amnesia_studies.methods import METHODS, REAL_DATA
-from amnesia_studies.tables import less, markdown, released, summary
+from amnesia_studies.tables import markdown, released, summary
 
-STUDIES = sorted((REPOSITORY / "notebooks" / "studies").glob("*.ipynb"))
-RELEASED = REPOSITORY / "checkpoints" / "released"
+STUDIES = sorted((REPOSITORY / "notebooks" / "studies").glob("[0-9]*_*.ipynb"))
+PICTURES = {"distil": ("4_elsewhere", 0), "fooled": ("2_at_what_cost", 0), "controls": ("3_is_it_gone", 0),
+            "averages": ("3_is_it_gone", 2)}                # {file: the study that draws it, and which of its pictures}
+COLUMNS = {"P − grey": "+.3f", "H / grey": ".2f", "worst kept digit": ".3f", "recall": ".2f", "kept ELBO": ".2f",
+           "inversion from 100 images": ".2f", "savings, k = 100": ".2f"}
 
 
 def summary_table():
-    """The table of every method, and both references, beside the original, from the released logs."""
-    zeros = released().query("original == 'MNIST' and label == '0'")
-    zeros = zeros[zeros["name"].isin(METHODS)].sort_values("name", key=lambda names: names.map([*METHODS].index), kind="stable")
-    inversion, savings = "inversion from 100 images", "savings, k = 100"
-    table = summary(zeros, {"P − grey": "+.3f", "H / grey": ".2f", "worst kept digit": ".3f", "kept ELBO": ".2f"}).join([
-        summary(less(zeros, "retrain"), {inversion: "+.2f"})[inversion].rename("inversion excess"),
-        summary(zeros, {savings: ".2f"})[savings].rename("savings")]).fillna("–")
-    table["real data"] = [REAL_DATA.get(row, "none") or "–" for row in table.index]
-    n = table.pop("n")
-    note = f"Forgotten: 0; mean ± sd over {n.min()} to {n.max()} seeds. 1,000 samples per label. –: not measured."
-    return f"{markdown(table.rename(columns={'kept ELBO': 'kept ELBO, nats'}))}\n\n{note}"
+    """The table of every method and both references, a 0 forgotten, from the released logs."""
+    runs = released().query("original == 'MNIST' and label == '0' and log in ['studies', 'attacks', 'savings']")
+    table = summary(runs[runs["name"].isin(METHODS)], COLUMNS)
+    table["real data"] = [REAL_DATA.get(name, "none") or "–" for name in table.index]
+    return markdown(table.rename(columns={"inversion from 100 images": "inversion", "savings, k = 100": "savings"}))
+
+
+def pictures():
+    """{file name: bytes} of the page's pictures, as the studies show them."""
+    shown = {path.stem: [base64.b64decode(output["data"]["image/png"])
+                         for cell in nbformat.read(path, as_version=4).cells for output in cell.get("outputs", [])
+                         if "image/png" in output.get("data", {})] for path in STUDIES}
+    return {f"{name}.png": shown[stem][number] for name, (stem, number) in PICTURES.items()}
 
 
 def fill_page():
@@ -44,18 +47,12 @@ def fill_page():
 
 
 if __name__ == "__main__":
-    workspace = Path(sys.argv[1]).absolute()
-    workspace.mkdir(parents=True, exist_ok=True)
-    run(workspace, NOTEBOOKS[:2], dataset="FashionMNIST")
-    for path in STUDIES:
-        with tempfile.TemporaryDirectory() as folder:
-            papermill.execute_notebook(path, Path(folder) / path.name, {"workspace": str(workspace), "full": True},
-                                       cwd=path.parent, log_output=True)
-    for log in (workspace / "checkpoints").rglob("*.jsonl"):
-        copy = RELEASED / log.relative_to(workspace / "checkpoints")
-        shutil.copy(log, copy)
-        os.chmod(copy, 0o644)
-    for path in STUDIES:
-        execute(path, workspace)
+    if sys.argv[1:] != ["page"]:
+        for path in STUDIES:
+            execute(path, Path(sys.argv[1]).absolute())
+    folder = REPOSITORY / "figures" / "released" / "studies"
+    folder.mkdir(exist_ok=True)
+    for name, content in pictures().items():
+        (folder / name).write_bytes(content)
     fill_page()
     check_outputs()

@@ -93,7 +93,8 @@ class Stage:
             if source:
                 write(self.path.with_name(name), source.encode())
             content = {**self.record, "state": model.state_dict(), "config": model.config}
-            Saved(self.path, pack(self.path.name, content)).build(type(model), "cpu")
+            with torch.random.fork_rng([]):                 # the run that follows draws what it would have drawn
+                Saved(self.path, pack(self.path.name, content)).build(type(model), "cpu")
         except Exception as error:
             raise WorkspaceError(f"This {type(model).__name__} could not be read again once it is saved, so it is not trained. "
                                  "Its class must be defined in one cell that holds all it needs, imports too, and have `config`,"
