@@ -114,6 +114,9 @@ def value_of(name, text):
     """A Python value, such as 1e-4, True or [3, 8]; what is none stands for itself."""
     if name == "workspace":
         return text if text == "auto" else os.path.abspath(os.path.expanduser(text))
+    place = os.path.abspath(os.path.expanduser(text))
+    if name == "dataset" and os.path.exists(place) and not os.path.isdir(os.path.join(place, "raw")):   # torchvision's have one
+        return place
     try:
         return ast.literal_eval(text)
     except (SyntaxError, ValueError):

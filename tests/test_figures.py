@@ -11,7 +11,6 @@ import nbformat
 import numpy as np
 import PIL.Image
 import PIL.ImageSequence
-import pytest
 import torch
 from bs4 import BeautifulSoup
 
@@ -20,7 +19,7 @@ from amnesia import few_greys, figures, filmstrip, gif, png, show, show_tile, su
 
 def test_a_gif_shows_its_curves_under_the_frames():
     frames = torch.zeros(3, 10, 8, 28, 28, dtype=torch.uint8)
-    plain, curved = (imageio.imread(io.BytesIO(gif(frames, [0, 2, 30], curves=curves)), index=None)
+    plain, curved = (imageio.imread(io.BytesIO(gif(frames, [0, 2, 30], range(10), curves=curves)), index=None)
                      for curves in (None, {"P": torch.tensor([1.0, 0.5, 0.0]), "H": torch.tensor([0.0, 2.0, 1.0])}))
     height = plain.shape[1]
     assert len(curved) == 3 and curved.shape[1] > height and curved.shape[2] == plain.shape[2]
@@ -30,69 +29,37 @@ def test_a_gif_shows_its_curves_under_the_frames():
     assert np.ptp(columns) > 0.8 * before.shape[1]                      # of P's dot, from step 2 to step 30
 
 
-def test_a_curve_of_a_gif_fills_its_own_range():
-    """From 200 down to 100, not to 0: the dot of the last step stands at the foot of the plot."""
-    frames, curves = torch.zeros(2, 2, 8, 28, 28, dtype=torch.uint8), {"−ELBO": torch.tensor([200.0, 100.0])}
-    first, last = imageio.imread(gif(frames, [500, 600], range(2), curves=curves), index=None)[..., 0].astype(int)
-    changed = (first != last)[100:]                                     # below its title
-    rows, columns = changed.any(1).nonzero()[0], changed.any(0).nonzero()[0]
-    assert np.ptp(rows) > 25 and np.ptp(columns) > 150                  # of 60 and 220 pixels
-
-
-def test_the_marked_rows_of_a_gif_have_black_labels():
-    """Black from top to bottom, higher than any digit is."""
-    frames = torch.full((2, 10, 8, 28, 28), 255, dtype=torch.uint8)
-    for marked in ([], [3, 8]):
-        margin = imageio.imread(gif(frames, [0, 1], marked=marked), index=0)[:, :16, 0]
-        tops = np.lib.stride_tricks.sliding_window_view(margin == 0, 12, axis=0).all(-1).any(1).nonzero()[0]
-        boxes = np.split(tops, (np.diff(tops) > 1).nonzero()[0] + 1) if len(tops) else []
-        assert len(boxes) == len(marked)
-    assert abs(boxes[1].mean() - boxes[0].mean() - 5 * 0.35 * 80) < 10          # five rows apart
-
-
 def test_a_strip_shows_one_row_from_the_first_step_to_the_last():
     """Thirty frames, each one grey, and a row that is told from the others; ten columns, an image of each below another."""
     frames = torch.arange(30, dtype=torch.uint8)[:, None, None, None, None].expand(30, 10, 3, 28, 28).clone()
     frames[:, 4] += 100
     steps = [step ** 2 for step in range(30)]
-    picture = imageio.imread(filmstrip(frames, steps, 4))
+    picture = np.asarray(PIL.Image.open(io.BytesIO(filmstrip(frames, steps, 4))).convert("L"))
     greys = [grey for grey in range(256) if 10_000 < (picture == grey).sum() < 40_000]      # as many as three images have
     np.testing.assert_allclose(greys, 100 + np.linspace(0, 29, 10).round(), atol=1)
     assert picture.shape[1] > 2 * picture.shape[0] and len(filmstrip(frames, steps, 4)) < 20_000
 
 
-USERS = {"axes.facecolor": "black", "figure.facecolor": "black", "text.color": "white", "image.origin": "lower",
-         "lines.linewidth": 9, "font.size": 30, "text.usetex": True, "savefig.facecolor": "black"}
+def test_pictures_are_white_and_gifs_the_same_whatever_the_reader_has_set_and_so_are_the_settings_afterwards():
+    frames = torch.rand(2, 10, 8, 28, 28, generator=torch.Generator().manual_seed(0))
 
-
-@pytest.mark.parametrize("backend", ["agg", "pdf", "svg"])
-def test_pictures_are_the_same_whatever_the_reader_has_set_and_so_are_the_settings_afterwards(monkeypatch, backend):
     def drawn():
-        figure, (axis, tiles) = subplots(1, 2)
+        figure, axis = subplots()
         axis.plot([0, 1], [1, 0])
         axis.set_title("title")
-        show_tile(tiles, torch.eye(28)[None, None])
-        return png(figure), gif(torch.rand(2, 10, 8, 28, 28, generator=torch.Generator().manual_seed(0)), [0, 1])
+        return imageio.imread(png(figure)), gif(frames, [0, 1], range(10))
 
     before = dict(plt.rcParams)
-    expected = drawn()
+    plain, moving = drawn()
     assert plt.rcParams == before
-    with plt.rc_context(USERS):
-        plt.switch_backend(backend)
+    with plt.style.context("dark_background"), plt.rc_context({"savefig.facecolor": "black", "lines.linewidth": 9,
+                                                               "image.origin": "lower", "font.size": 30}):
+        plt.switch_backend("pdf")
         mine = dict(plt.rcParams)
-        assert drawn() == expected
-        assert plt.rcParams == mine and plt.figure().get_facecolor() == (0, 0, 0, 1)     # a figure of their own
-        plt.close()
+        picture, same = drawn()
+        assert same == moving and plt.rcParams == mine
     plt.switch_backend("agg")
-
-
-def test_a_cell_that_stops_half_way_costs_the_reader_no_settings():
-    before = dict(plt.rcParams)
-    subplots()                                                          # and an error, before png()
-    png(subplots()[0])
-    assert plt.rcParams == before
-
-
+    assert (picture[[0, -1]] == 255).all() and (picture < 100).any() and (plain[[0, -1]] == 255).all()
 
 
 def test_what_is_grey_all_over_is_shown_as_one_grey():
@@ -101,10 +68,23 @@ def test_what_is_grey_all_over_is_shown_as_one_grey():
     plain = (grey * 255).round().byte()
     assert plain.unique().tolist() == [127, 128] and few_greys(grey).unique().tolist() == [128]
     for frames in (few_greys(grey), plain):
-        inside = imageio.imread(gif(torch.cat([frames] * 2), [0, 1]), index=0)[40:240, 40:200]
+        inside = imageio.imread(gif(torch.cat([frames] * 2), [0, 1], range(10)), index=0)[40:240, 40:200]
         assert len(np.unique(inside)) == 1
     shades = few_greys(torch.linspace(0, 1, 1001))
     assert len(shades.unique()) == 13 and (few_greys(shades / 255) == shades).all()
+
+
+def test_colours_stay_colours():
+    """In a tile, a PNG, a moving PNG and a GIF."""
+    frames = torch.zeros(2, 3, 4, 3, 8, 8, dtype=torch.uint8)
+    frames[:, 0, :, 0] = frames[:, 1, :, 1] = frames[:, 2, :, 2] = 255                     # a row of each
+    tiled = figures.tile(frames[0])
+    assert tiled.shape == (24, 32, 3) and (tiled[[4, 12, 20], 16] == 255 * np.eye(3)).all()
+    figure, axis = subplots()
+    show_tile(axis, frames[0], row_labels="abc")
+    for content in (png(figure), gif(frames, [0, 1], "abc"), figures.moving_png(gif(frames, [0, 1], "abc"))):
+        seen = np.asarray(PIL.Image.open(io.BytesIO(content)).convert("RGB")).reshape(-1, 3).astype(int)
+        assert all((np.abs(seen - 255 * colour).max(1) < 40).sum() > 100 for colour in np.eye(3))
 
 
 def shown(content, alt, monkeypatch):
@@ -123,7 +103,8 @@ def test_a_png_is_shown_at_half_its_size_and_keeps_every_grey(monkeypatch):
     whole = io.BytesIO()
     figure.savefig(whole, dpi=180, bbox_inches="tight")
     picture, _ = shown(png(figure), "all greys", monkeypatch)
-    pixels, size = imageio.imread(base64.b64decode(picture.data["image/png"])), picture.metadata["image/png"]
+    pixels = np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(picture.data["image/png"]))).convert("L"))
+    size = picture.metadata["image/png"]
     assert (size["width"], size["height"]) == (pixels.shape[1] // 2, pixels.shape[0] // 2)
     assert 280 < size["width"] < 360                                     # 4 inches of 90 dots, less the margins
     assert np.array_equal(pixels, imageio.imread(whole.getvalue())[..., 0])
@@ -132,7 +113,7 @@ def test_a_png_is_shown_at_half_its_size_and_keeps_every_grey(monkeypatch):
 def test_a_gif_goes_out_as_a_png_that_moves_alike_and_stands_still_at_its_end(monkeypatch):
     """The same greys for as long; what knows no moving PNG, as LaTeX, finds the last frame in a PNG as any other."""
     frames = torch.rand(3, 10, 8, 28, 28, generator=torch.Generator().manual_seed(0))
-    content = gif(frames, [0, 1, 30])
+    content = gif(frames, [0, 1, 30], range(10))
     picture, _ = shown(content, "noise", monkeypatch)
     moving = PIL.Image.open(io.BytesIO(base64.b64decode(picture.data["image/png"])))
     assert moving.format == "PNG" and moving.is_animated and "width" not in picture.metadata["image/png"]
@@ -149,38 +130,21 @@ def test_a_gif_goes_out_as_a_png_that_moves_alike_and_stands_still_at_its_end(mo
 ALT = "Grey <all> over & \"nothing\" else"
 
 
-@pytest.fixture
-def with_pictures(monkeypatch):
-    """A notebook whose two cells show a PNG and a GIF, both with the text ALT."""
-    black = torch.zeros(2, 10, 8, 28, 28, dtype=torch.uint8)
-    contents = png(subplots()[0]), gif(black, [0, 1])
-    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(outputs=shown(content, ALT, monkeypatch))
-                                           for content in contents])
-
-
-@pytest.mark.parametrize("template", ["lab", "classic"])
-def test_words_and_pictures_pass_through_nbconvert_to_html(with_pictures, template):
-    """Read as a browser reads it: each picture, and after it its words, unseen but there for a screen reader."""
-    page = BeautifulSoup(nbconvert.HTMLExporter(template_name=template).from_notebook_node(with_pictures)[0], "html.parser")
-    pictures, words = page.select("img"), page.find_all("p", string=ALT)
-    assert len(pictures) == len(words) == 2
-    assert all("position:absolute" in word["style"] and word.find_previous("img") is picture
-               for word, picture in zip(words, pictures, strict=True))
-    assert all(picture["src"].startswith("data:image/png;base64,iVBOR") for picture in pictures)
-    assert template == "lab" or all(picture["alt"] == ALT for picture in pictures)
-
-
-def test_latex_is_given_pngs(with_pictures):
-    """nbconvert --to pdf: a GIF under a PNG's name stopped it."""
-    text, resources = nbconvert.LatexExporter().from_notebook_node(with_pictures)
+def test_words_and_pictures_pass_through_every_renderer(monkeypatch):
+    """Each picture, and after it its words, unseen but there for a screen reader; VS Code looks in text/plain, nbconvert's
+    classic template in the metadata; a GIF by a PNG's name would stop LaTeX."""
+    contents = png(subplots()[0]), gif(torch.zeros(2, 10, 8, 28, 28, dtype=torch.uint8), [0, 1], range(10))
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(outputs=shown(content, ALT, monkeypatch))
+                                               for content in contents])
+    for template in ("lab", "classic"):
+        page = BeautifulSoup(nbconvert.HTMLExporter(template_name=template).from_notebook_node(notebook)[0], "html.parser")
+        images, words = page.select("img"), page.find_all("p", string=ALT)
+        assert len(images) == len(words) == 2
+        for image, word in zip(images, words, strict=True):
+            assert "position:absolute" in word["style"] and word.find_previous("img") is image
+            assert image["src"].startswith("data:image/png;base64,iVBOR") and (template == "lab" or image["alt"] == ALT)
+    assert all(cell.outputs[0].data["text/plain"] == cell.outputs[0].metadata["image/png"]["alt"] == ALT
+               for cell in notebook.cells)
+    text, resources = nbconvert.LatexExporter().from_notebook_node(notebook)
     assert len(resources["outputs"]) == text.count("{output_") == 2
-    assert all(name.endswith(".png") and content.startswith(b"\x89PNG\r\n\x1a\n")
-               for name, content in resources["outputs"].items())
-
-
-def test_every_renderer_finds_the_words_where_it_looks(with_pictures):
-    """VS Code in the picture's text/plain, nbconvert's classic template in its metadata, the others after the picture."""
-    for cell in with_pictures.cells:
-        picture, words = cell.outputs
-        assert picture.data["text/plain"] == picture.metadata["image/png"]["alt"] == ALT
-        assert list(words.data) == ["text/html"] and BeautifulSoup(words.data["text/html"], "html.parser").text == ALT
+    assert all(content.startswith(b"\x89PNG\r\n\x1a\n") for content in resources["outputs"].values())

@@ -1,4 +1,4 @@
-"""The fast Fisher information against a one-sample-at-a-time loop in float64."""
+"""The fast Fisher information against a one-sample-at-a-time loop in float64, for layers of every kind; the penalty."""
 
 import copy
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from amnesia import CVAE, Stage, Workspace, diagonal_fisher, negative_elbo_terms, one_hot, squared_gradients
+from amnesia import CVAE, Stage, diagonal_fisher, ewc_penalty, negative_elbo_terms, one_hot, squared_gradients
 
 
 def brute_force(cvae, x, y, noise):
@@ -15,24 +15,66 @@ def brute_force(cvae, x, y, noise):
     total = {name: torch.zeros_like(p) for name, p in cvae.named_parameters()}
     for i in range(len(x)):
         cvae.zero_grad()
-        reconstruction, kl = negative_elbo_terms(cvae, x[i:i + 1], y[i:i + 1], noise[i:i + 1])
-        (reconstruction + kl).sum().backward()
+        sum(negative_elbo_terms(cvae, x[i:i + 1], y[i:i + 1], noise[i:i + 1])).sum().backward()
         for name, p in cvae.named_parameters():
             total[name] += p.grad ** 2
     return total
 
 
-@pytest.mark.parametrize("model", [{}, {"latent_dim": 3, "hidden": (40,)}])
-def test_squared_gradients_equal_brute_force(model):
+class Layers(nn.Module):
+    """A model of pictures of 8 × 8 in three classes: convolutions, groups, an embedding, a weight used twice, a tied one."""
+
+    latent_dim, classes = 2, 3
+
+    def __init__(self):
+        super().__init__()
+        self.look = nn.Sequential(nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.GroupNorm(2, 4),
+                                  nn.SiLU(), nn.Conv2d(4, 4, 3, padding="same", groups=2), nn.SiLU(), nn.Flatten())
+        self.label, self.twice = nn.Embedding(3, 64), nn.Linear(64, 64)
+        self.read, self.tied = nn.Linear(64, 4), nn.Linear(64, 4)
+        self.tied.weight = self.read.weight
+        self.draw = nn.Sequential(nn.Linear(5, 64), nn.Tanh(), nn.Unflatten(1, (4, 4, 4)),
+                                  nn.ConvTranspose2d(4, 1, 4, stride=2, padding=1), nn.Flatten())
+
+    def encode(self, x, y):
+        h = self.twice(self.twice(self.look(x) + self.label(y.argmax(1))).tanh())
+        return (self.read(h) + self.tied(h)).chunk(2, 1)
+
+    def decode(self, z, y):
+        return self.draw(torch.cat([z, y], 1))
+
+
+def of_layers():
+    labels = torch.randint(3, (24,))
+    return Layers(), torch.rand(24, 64), one_hot(labels, 3), torch.randn(24, 2)
+
+
+def of_the_mlp():
+    cvae, labels = CVAE(latent_dim=3, hidden=(40,)), torch.randint(10, (64,))
+    return cvae, cvae.generate(labels), one_hot(labels, 10), torch.randn(64, 3)
+
+
+@pytest.mark.parametrize("case", [of_the_mlp, of_layers])
+def test_squared_gradients_equal_brute_force(case, monkeypatch):
     torch.manual_seed(1)
-    cvae = CVAE(**model)
-    labels = torch.randint(10, (64,))
-    x, y, noise = cvae.generate(labels), one_hot(labels), torch.randn(64, cvae.latent_dim)
-    exact, fast = brute_force(cvae, x, y, noise), squared_gradients(cvae, x, y, noise)
+    cvae, *batch = case()
+    exact, fast = brute_force(cvae, *batch), squared_gradients(cvae.double(), *(part.double() for part in batch))
     assert fast.keys() == exact.keys() == dict(cvae.named_parameters()).keys()
     for name in exact:
-        assert fast[name].shape == exact[name].shape
-        assert (fast[name] - exact[name]).norm() / exact[name].norm() < 1e-5, name
+        torch.testing.assert_close(fast[name], exact[name], msg=lambda text, name=name: f"{name}: {text}")
+    monkeypatch.setattr("amnesia.fisher.ROOM", 2000)                        # a few samples at a time: the same sums
+    for name, value in squared_gradients(cvae, *(part.double() for part in batch)).items():
+        torch.testing.assert_close(value, exact[name])
+
+
+def test_batch_normalisation_in_training_mode_is_refused(cvae):
+    cvae.decoder[1] = nn.BatchNorm1d(16)
+    batch = torch.rand(4, 784), one_hot(torch.arange(4), 10), torch.randn(4, 4)
+    with pytest.raises(ValueError, match=r"(?s)[Bb]atch normalisation.*eval"):
+        squared_gradients(cvae, *batch)
+    exact = brute_force(cvae.eval(), *batch)
+    for name, value in squared_gradients(cvae, *batch).items():
+        torch.testing.assert_close(value.double(), exact[name], rtol=1e-3, atol=1e-3)
 
 
 def test_diagonal_fisher_is_the_mean_over_all_samples(cvae):
@@ -44,7 +86,7 @@ def test_diagonal_fisher_is_the_mean_over_all_samples(cvae):
     for size in (50, 50, 30):
         labels = torch.randint(10, (size,))
         x = cvae.generate(labels)
-        for name, squares in brute_force(cvae, x, one_hot(labels), torch.randn(size, 4)).items():
+        for name, squares in brute_force(cvae, x, one_hot(labels, 10), torch.randn(size, 4)).items():
             expected[name] += squares / 130
     for name in expected:
         assert (fim[name] - expected[name]).norm() / expected[name].norm() < 1e-5, name
@@ -54,21 +96,23 @@ def test_a_batchs_mean_gradient_is_not_the_fisher(cvae):
     """The popular mistake is far too small: if this fails, the sum has crept inside the square."""
     torch.manual_seed(0)
     labels = torch.randint(10, (500,))
-    x, noise = cvae.generate(labels), torch.randn(500, 4)
-    reconstruction, kl = negative_elbo_terms(cvae, x, one_hot(labels), noise)
-    (reconstruction + kl).mean().backward()
+    batch = cvae.generate(labels), one_hot(labels, 10), torch.randn(500, 4)
+    sum(negative_elbo_terms(cvae, *batch)).mean().backward()
     mistaken = sum((p.grad ** 2).sum() for p in cvae.parameters())
-    correct = sum(value.sum() for value in squared_gradients(cvae, x, one_hot(labels), noise).values()) / 500
-    assert correct > 5 * mistaken
+    assert sum(value.sum() for value in squared_gradients(cvae, *batch).values()) / 500 > 5 * mistaken
 
 
-def test_other_layers_are_refused(cvae):
-    cvae.decoder[1] = nn.BatchNorm1d(16)
-    with pytest.raises(TypeError, match="linear layers only"):
-        squared_gradients(cvae, torch.rand(2, 784), one_hot(torch.tensor([0, 1])), torch.randn(2, 4))
+def test_chosen_labels_and_images_are_the_only_ones(cvae):
+    """Nothing then flows through another label's weights; and each of them alike."""
+    fim = diagonal_fisher(cvae, 400, labels=torch.tensor([3, 8]))
+    for name, first in (("decoder.0.weight", cvae.latent_dim), ("encoder.0.weight", 784)):
+        column = fim[name][:, first:].sum(0)
+        assert column.nonzero().flatten().tolist() == [3, 8] and 0.5 < column[3] / column[8] < 2
+    black = diagonal_fisher(cvae, 40, images=lambda labels: torch.zeros(len(labels), 784))
+    assert not black["encoder.0.weight"][:, :784].any()
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_bits(cvae, tmp_path, monkeypatch):
+def test_a_killed_run_goes_on_and_ends_with_the_same_bits(cvae, store, monkeypatch):
     monkeypatch.setattr(Stage, "due", True)                                    # saves after every batch
 
     def dies(batches):
@@ -81,9 +125,27 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(cvae, tmp_path, monkey
         torch.manual_seed(0)
         return diagonal_fisher(cvae, 500, 100, progress, stage=stage)
 
-    stage = Stage(Workspace(tmp_path), "fim-cvae.pt", {"seed": 0})
+    stage = Stage(store, "fim-cvae.pt", {"seed": 0})
     with pytest.raises(KeyboardInterrupt):
         run(dies, stage)
     seen, whole = [], run()
     resumed = run(lambda batches: (seen.append(start) or start for start in batches), stage)
     assert seen == [300, 400] and all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_the_penalty_and_its_gradient_are_those_of_plain_autograd():
+    torch.manual_seed(0)
+    old, *_ = of_layers()
+    model = copy.deepcopy(old).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p))
+    fim = {name: torch.rand(p.shape).double() for name, p in old.named_parameters()}
+    theirs = dict(old.double().named_parameters())
+    expected = sum((fim[name] * (p - theirs[name].detach()).square()).sum() for name, p in model.named_parameters()) / 2
+    penalty = ewc_penalty(model, old, fim)
+    torch.testing.assert_close(penalty, expected)
+    for found, right in zip(torch.autograd.grad(0.3 * penalty, [*model.parameters()]),
+                            torch.autograd.grad(0.3 * expected, [*model.parameters()]), strict=True):
+        torch.testing.assert_close(found, right)
+    assert not any(p.grad is not None for p in (*model.parameters(), *old.parameters()))    # a term, and nothing besides

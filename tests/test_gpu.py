@@ -1,84 +1,74 @@
-"""benchmarks/gpu.py, all of it on the CPU and in miniature."""
+"""What can be said only where there is a CUDA card: skipped without one."""
 
-import json
-import warnings
-
-import gpu
-import matplotlib.pyplot as plt
 import pytest
-import side_by_side
 import torch
 from clock import tick
 
-import amnesia
-from amnesia import Digits
-from amnesia.storage import stage
+from amnesia import CVAE, Stage, diagonal_fisher, fit, hardware, negative_elbo_terms, pick_device
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array_")  # matplotlib's, of tensors
-WORK = "training", "Fisher information"
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
 
 
-@pytest.fixture
-def few(digits, monkeypatch):
-    """Images in the place of every data set, few steps of everything, saved at each, and no process of its own."""
-    small = [Digits(*(values[::len(values) // 300] for values in (part.images, part.labels)), part.name) for part in digits]
-    whole = side_by_side.notebook
+class CutOff(Exception):
+    """What ends a run here in the place of a lost machine."""
+
+
+class Dying(Stage):
+    """A stage whose machine is lost as soon as it has saved its progress."""
+
+    def save_progress(self, *run):
+        super().save_progress(*run)
+        raise CutOff
+
+
+def train(pictures, steps=60, stage=None, capture=True):
+    torch.manual_seed(0)
+    cvae, labels = CVAE().cuda(), torch.arange(10, device="cuda")
+    z = torch.randn(10, 8, device="cuda")
+
+    def loss():
+        reconstruction, kl = negative_elbo_terms(cvae, *pictures.batch(128))
+        return {"reconstruction": reconstruction.mean(), "kl": kl.mean()}
+
+    history = fit(cvae, loss, steps=steps, learning_rate=3e-3, data=pictures, stage=stage, capture=capture,
+                  snapshot=lambda: {"frames": cvae.generate(labels, z)})
+    return [*cvae.parameters(), *history["terms"].values(), history["frames"]]
+
+
+def fisher(pictures, stage=None):
+    torch.manual_seed(0)
+    return [*diagonal_fisher(CVAE().cuda(), 5000, stage=stage).values()]
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("work", [train, fisher])
+def test_a_seed_repeats_and_a_run_that_was_cut_off_ends_with_the_same_bits(few, store, monkeypatch, work):
+    pictures = few[0].to(pick_device("cuda"))
     tick(100, monkeypatch.setattr)
-
-    def notebook(number, workspace, **parameters):
-        return whole(number, workspace, **{**parameters, "steps": 3, "n_samples": 400, "n_per_class": 10, "device": "cpu"})
-
-    for owner, name, value in (
-            (amnesia, "load_digits", lambda dataset, folder, device: small), (amnesia, "grow", lambda digits, seed: digits),
-            (amnesia, "png", lambda figure: plt.close(figure) or b""), (amnesia, "gif", lambda *_, **options: b""),
-            (amnesia, "show", lambda *_, **options: None),
-            (side_by_side, "notebook", notebook),
-            (side_by_side, "loader", lambda: [(small[0].images[:256].view(-1, 1, 28, 28) / 255, small[0].labels[:256])]),
-            (side_by_side, "device", lambda: "cpu"), (side_by_side, "IN_FLOAT32", {})):
-        monkeypatch.setattr(owner, name, value)
-    return small[0]
+    whole = work(pictures)
+    assert same(whole, work(pictures)) and torch.cuda.get_device_name() in hardware()
+    with pytest.raises(CutOff):
+        work(pictures, stage=Dying(store, "cvae.pt", {}))
+    torch.randn(7, device="cuda")
+    assert same(whole, work(pictures, stage=Stage(store, "cvae.pt", {})))
 
 
-@pytest.mark.slow
-def test_all_of_it_in_miniature(few):
-    *_, result = gpu.measured(few, 30, (2, 2, 2, None), repeats=1)
-    result = json.loads(json.dumps(result))
-    assert result["checks"] == {work: {"repeated": True, "resumed": True} for work in WORK}
-    table = gpu.table(result)
-    assert all(f"| {stage} |" in table for stage in gpu.STAGES) and result["versions"]["hardware"] in table
-    assert "training: the same values from the same seed, the same values when cut off and resumed." in table
-
-
-@pytest.mark.slow
-def test_a_run_that_resumes_to_other_values_is_found(few, monkeypatch):
-    """As on a card whose random state is not put back."""
-    monkeypatch.setattr(stage, "set_rng_state", lambda state, device: torch.manual_seed(1))
-    checks, versions = gpu.checks(few, 30), gpu.versions() | {"cuda": None}
-    assert checks == {work: {"repeated": True, "resumed": False} for work in WORK}
-    assert "OTHER values when cut off" in gpu.table({"checks": checks, "stages": {}, "versions": versions})
-
-
-def test_waits_are_those_that_torch_warns_of(monkeypatch):
-    modes = []
-    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
-
-    def work(times):
-        for _ in range(times):
-            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)  # torch's own words
-        warnings.warn("something else", stacklevel=1)
-
-    assert gpu.waits(work, 3) == 3 and modes == ["warn", "default"]
-
-
-def test_without_a_card_it_says_so(monkeypatch):
-    monkeypatch.setattr(gpu, "pick_device", lambda device: (_ for _ in ()).throw(ValueError))
-    with pytest.raises(SystemExit, match="no CUDA card here that works"):
-        gpu.main()
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
 @pytest.mark.parametrize("steps", [3, 4, 60])
-def test_on_a_card_a_captured_run_is_the_plain_one_to_the_bit(digits, monkeypatch, steps):
-    captured, train = gpu.train(digits[0].to("cuda"), steps), gpu.fit
-    monkeypatch.setattr(gpu, "fit", lambda *arguments, **options: train(*arguments, **{**options, "capture": False}))
-    assert all(torch.equal(a, b) for a, b in zip(captured, gpu.train(digits[0].to("cuda"), steps), strict=True))
+def test_a_captured_run_is_the_plain_one_to_the_bit(few, steps):
+    pictures = few[0].to("cuda")
+    assert same(train(pictures, steps), train(pictures, steps, capture=False))
+
+
+def test_no_step_waits_for_the_card(few, monkeypatch):
+    pictures = few[0].to("cuda")
+    tick(0, monkeypatch.setattr)
+    train(pictures, 3, capture=False)
+    cvae = CVAE().cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        sum(negative_elbo_terms(cvae, *pictures.batch(128))).mean().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

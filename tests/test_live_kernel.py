@@ -1,270 +1,161 @@
-"""The five notebooks in a live kernel, as people use them: cells run twice, out of order, interrupted, numbers edited.
+"""The notebooks in a live kernel, as people use them: cells run twice, out of order, interrupted; numbers and functions edited.
 
-The invariant: whatever finished file a workspace holds is the one that a clean run with its recorded settings writes, byte
-for byte, and no finished file is ever lost. pytest -m live --sequences 100 runs that many random sequences of moves.
+Whatever is done, a finished file is that of a clean run with its recorded settings, byte for byte, and no finished file is
+lost. The clean run is one of the same cells in this process; the inputs are the released files.
 """
 
-import hashlib
-import json
-import shutil
 import subprocess
-import threading
-from collections import Counter
 from pathlib import Path
 
 import pytest
-from cells import STEMS, sources
+from cells import STEMS, execute, makes, sources
 from conftest import REPOSITORY
-from hypothesis import HealthCheck, Phase, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 from jupyter_client.manager import start_new_kernel
 
-from amnesia.storage.files import Saved
+from amnesia import Saved
 
-MAKES = dict(zip(STEMS, ("cvae", "fim-cvae", "amnesiac", "samples", "evaluation"), strict=True))
-BUDGET = {"01_train_cvae": {"steps": 40, "batch_size": 16}, "02_compute_fim": {"n_samples": 1500},
-          "03_forget": {"steps": 30, "batch_size": 16}, "04_sample": {"n_per_class": 20}, "05_evaluate": {}}
-EDITS = {"01_train_cvae": {"steps": [40, 25], "learning_rate": [3e-3, 1e4], "seed": [0, 1], "dropout": [0.1, 0.5]},
-         "02_compute_fim": {"n_samples": [1500, 1000], "seed": [0, 1]},
-         "03_forget": {"lam": [0.3, 40.0], "steps": [30, 20], "forget": [[0], [3]], "surrogate": ["noise", 7]},
-         "04_sample": {"n_per_class": [20, 30], "seed": [0, 1]}, "05_evaluate": {"seed": [0, 1]}}
-# Progress is looked at and saved every few steps, and not every few seconds. The first optimizer imports half of torch: an
-# interrupt in the middle of an import leaves Python's own modules half made, which only a restart mends.
+pytestmark = [pytest.mark.slow, pytest.mark.live]
+BUDGET = {"01": {"steps": 40, "batch_size": 16}, "03": {"steps": 30, "batch_size": 16}}
+# Progress is looked at and saved at every step. The first optimizer imports half of torch: an interrupt in the middle of an
+# import leaves Python's own modules half made, which only a restart mends.
 OFTEN = f"""
 import sys as _sys, torch as _torch
 _torch.optim.AdamW([_torch.zeros(1)])
 _sys.path.append({str(Path(__file__).parent)!r})
 from clock import tick as _tick
-_tick(0.3)
+_tick(100)
 """
-moves, ends = Counter(), Counter()
+CUT = """
+from amnesia import Stage as _Stage
+_save_progress = _Stage.save_progress
+def _cut(stage, *content):
+    _Stage.save_progress = _save_progress
+    _save_progress(stage, *content)
+    raise KeyboardInterrupt
+_Stage.save_progress = _cut
+"""
 
 
-class Kernel:
-    """One live kernel in the notebooks' folder."""
+class Reader:
+    """Who has one notebook open: its cells by what they hold, and what they said."""
 
-    def __init__(self):
-        self.manager, self.client = start_new_kernel(cwd=str(REPOSITORY / "notebooks"),
-                                                     stderr=subprocess.DEVNULL)
+    def __init__(self, kernel, stem, workspace):
+        self.kernel, self.cells = kernel, [*sources(stem)]
+        self.workspace, self.budget = workspace, BUDGET[stem[:2]]
+        self.run_code("%reset -f")
 
-    def run(self, code):
-        """Runs code; returns "ok", or the name and the text of the exception that ended it."""
-        reply = self.client.execute_interactive(code, timeout=300, output_hook=lambda message: None)["content"]
-        return "ok" if reply["status"] == "ok" else (reply["ename"], reply["evalue"])
+    def run_code(self, source):
+        """"ok", or the name of the exception that ended it; what it printed is in `said`."""
+        said = []
+        reply = self.kernel.execute_interactive(source, timeout=300, output_hook=said.append)["content"]
+        self.said = "".join(message["content"].get("text", "") for message in said)
+        return "ok" if reply["status"] == "ok" else reply["ename"]
 
-    def run_and_interrupt(self, code, after):
-        """The same, interrupted so many seconds later. An interrupt that hits the kernel's own code, before or after the
-        cell's, can lose its reply for ever: then the kernel is restarted, as a reader would."""
-        timer = threading.Timer(after, self.manager.interrupt_kernel)
-        timer.start()
-        try:
-            reply = self.client.execute_interactive(code, timeout=30, output_hook=lambda message: None)["content"]
-            timer.join()
-            self.client.execute_interactive("pass", timeout=30, output_hook=lambda message: None)    # if it came late
-        except TimeoutError:
-            self.restart()
-            return "Hung", "no reply"
-        return "ok" if reply["status"] == "ok" else (reply["ename"], reply["evalue"])
+    def place(self, holds):
+        return next(place for place, source in enumerate(self.cells) if holds in source)
 
-    def restart(self):
-        self.manager.restart_kernel(now=True)
-        self.client.wait_for_ready(timeout=60)
+    def edit(self, old, new):
+        place = self.place(old)
+        self.cells[place] = self.cells[place].replace(old, new)
 
-    def stop(self):
-        self.client.stop_channels()
-        self.manager.shutdown_kernel(now=True)
+    def run(self, holds):
+        """The cell that holds this text; the parameters' with others below."""
+        source = self.cells[self.place(holds)]
+        if holds == "workspace = ":
+            source += "".join(f"\n{name} = {value!r}" for name, value in
+                              {"workspace": str(self.workspace), "device": "cpu", **self.budget}.items())
+        return self.run_code(source)
 
+    def run_all(self, until="stage.save(", then=""):
+        self.run("workspace = ")
+        for source in self.cells[1:self.place(until)]:
+            assert not makes([source]) or self.run_code(source) == "ok"
+        assert self.run_code(then) == "ok"
+        return self.run(until)
 
-def injected(stem, workspace, parameters):
-    """The parameter cell with other values."""
-    chosen = {"workspace": str(workspace), "device": "cpu", **BUDGET[stem], **parameters}
-    return sources(stem)[0] + "".join(f"\n{name} = {value!r}" for name, value in chosen.items())
-
-
-def finished(workspace, stem=""):
-    """{path: digest} of the finished files, those kept beside them included, but for what is unfinished or unusable."""
-    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in (workspace / "checkpoints").glob(f"{stem}*.*")
-            if path.suffix in (".pt", ".json") and ".un" not in path.name}
-
-
-@pytest.fixture(scope="module")
-def ground(series, tmp_path_factory):
-    """(inputs, clean): a workspace with the series' files in it; and clean(stem, parameters), the file that an empty
-    namespace makes of them, run top to bottom in a kernel of its own."""
-    kernel, inputs, made = Kernel(), tmp_path_factory.mktemp("inputs"), {}
-    shutil.copytree(series[0] / "checkpoints", inputs / "checkpoints")
-
-    def clean(stem, parameters):
-        key = stem, json.dumps(parameters, sort_keys=True)
-        if key not in made:
-            workspace = tmp_path_factory.mktemp("clean")
-            shutil.copytree(inputs, workspace, dirs_exist_ok=True)
-            for path in finished(workspace, MAKES[stem]):
-                path.unlink()
-            kernel.run("%reset -f")
-            for number, source in enumerate(sources(stem)):
-                end = kernel.run(injected(stem, workspace, parameters) if number == 0 else source)
-                assert end == "ok", (stem, parameters, end)
-                if "stage.save(" in source:
-                    break
-            made[key], = finished(workspace, MAKES[stem])
-        return made[key]
-
-    yield inputs, clean
-    kernel.stop()
+    def finished(self, name):
+        """The bytes of the file and of those kept beside it, told by their settings."""
+        paths = [path for path in (self.workspace / "checkpoints").glob(f"{name}.*pt") if "unfinished" not in path.name]
+        return sorted(paths, key=lambda path: len(path.name))
 
 
 @pytest.fixture(scope="module")
 def kernel():
-    """The reader's kernel."""
-    kernel = Kernel()
-    yield kernel
-    kernel.stop()
+    manager, client = start_new_kernel(cwd=str(REPOSITORY / "notebooks"), stderr=subprocess.DEVNULL)
+    yield client
+    client.stop_channels()
+    manager.shutdown_kernel(now=True)
 
 
-def machine(kernel, inputs, clean, folder):
-    """The state machine: one notebook, one workspace, and a reader who does as readers do."""
-
-    class Reader(RuleBasedStateMachine):
-        @initialize(stem=st.sampled_from(STEMS))
-        def opens(self, stem):
-            moves["sequence"] += 1
-            self.stem, self.edited, self.ever, self.last = stem, {}, set(), 0
-            self.trains = next(n for n, source in enumerate(sources(stem)) if "stage.save(" in source)
-            self.workspace = Path(folder) / f"reader-{moves['sequence']}"
-            shutil.copytree(inputs, self.workspace)
-            for path in finished(self.workspace, MAKES[stem]):
-                path.unlink()
-            kernel.run("%reset -f")
-            for number in range(self.trains):                           # all above the cell that trains
-                self.does("run", number)
-
-        def does(self, move, number, interrupt_after=None):
-            source = sources(self.stem)[number]
-            if number == 0:
-                source = injected(self.stem, self.workspace, self.edited)
-            end = kernel.run(source) if interrupt_after is None else kernel.run_and_interrupt(source, interrupt_after)
-            if number == 1 and end == "ok":
-                kernel.run(OFTEN)
-            moves[move] += 1
-            ends[end if end == "ok" else end[0]] += 1
-            if number == 2 or "stage.save(" in source:                  # the cells that make a file refuse in a sentence
-                assert end == "ok" or end[0] in ("WorkspaceError", "NameError", "KeyboardInterrupt", "Diverged", "Hung"), end
-            self.last = number
-            return end
-
-        @rule(data=st.data())
-        def runs_a_cell(self, data):
-            self.does("run", data.draw(st.integers(0, len(sources(self.stem)) - 1)))
-
-        @rule()
-        def runs_the_cell_that_trains(self):
-            self.does("train", self.trains)
-
-        @rule()
-        def runs_it_again(self):
-            self.does("again", self.last)
-
-        @rule(after=st.floats(0.0, 1.0))
-        def interrupts_the_training(self, after):
-            self.does("interrupt", self.trains, after)
-
-        @rule(data=st.data())
-        def edits_a_number_and_runs_on(self, data):
-            name = data.draw(st.sampled_from(sorted(EDITS[self.stem])))
-            self.edited[name] = data.draw(st.sampled_from(EDITS[self.stem][name]))
-            start = data.draw(st.just(self.trains) | st.integers(1, len(sources(self.stem)) - 1))
-            for number in (0, *range(start, len(sources(self.stem)))):
-                if self.does("edit and run on", number) != "ok":
-                    break                                               # as Run All Below does
-
-        @rule()
-        def restarts(self):
-            if moves["restart"] % 5:                                    # seconds each, so mostly the namespace alone
-                kernel.run("%reset -f")
-            else:
-                kernel.restart()
-            moves["restart"] += 1
-            for number in range(3):
-                self.does("run", number)
-
-        @rule(data=st.data())
-        @precondition(lambda self: self.stem != "01_train_cvae")
-        def another_tab_finishes(self, data):
-            """A file of other settings appears, as a clean run elsewhere would save it: the one there is kept."""
-            name = data.draw(st.sampled_from(sorted(EDITS[self.stem])))
-            path = clean(self.stem, {name: data.draw(st.sampled_from(EDITS[self.stem][name]))})
-            for mine, digest in finished(self.workspace, path.stem).items():
-                mine.rename(mine.with_name(f"{path.stem}.{digest[:8]}{path.suffix}"))
-            shutil.copy(path, self.workspace / "checkpoints")
-            moves["another tab"] += 1
-
-        @invariant()
-        def every_file_is_that_of_a_clean_run(self):
-            if not hasattr(self, "workspace"):
-                return
-            now = finished(self.workspace, MAKES[self.stem])
-            for path, digest in now.items():
-                if digest not in self.ever:
-                    recorded = Saved(path).settings if path.name.count(".") == 1 else {}
-                    chosen = {name: recorded[name] for name in EDITS[self.stem] if name in recorded}
-                    used = {name: value for name, value in chosen.items()
-                            if value != BUDGET[self.stem].get(name, EDITS[self.stem][name][0])}
-                    right = hashlib.sha256(clean(self.stem, used).read_bytes()).hexdigest()
-                    assert digest == right, f"{path.name} is not what a clean run with {used} writes"
-            self.ever |= set(now.values())
-            assert self.ever <= set(now.values()), "a finished file was lost"
-
-    return Reader
+@pytest.fixture
+def open_notebook(kernel, tmp_path):
+    return lambda number: Reader(kernel, next(stem for stem in STEMS if stem.startswith(number)), tmp_path / "reader")
 
 
-@pytest.mark.parametrize("stem", STEMS)
-def test_the_first_value_of_each_edit_is_the_default(stem):
-    """Which the machine takes for granted when it asks for the clean run of a file's settings."""
-    names = {}
-    exec(injected(stem, "", {}), names)
-    assert {name: values[0] for name, values in EDITS[stem].items()} == {name: names[name] for name in EDITS[stem]}
+@pytest.fixture
+def clean(tmp_path):
+    """clean(reader): the bytes that a clean run of a reader's cells, as they stand, makes of their numbers."""
+    def made(reader):
+        folder = tmp_path / f"clean-{len([*tmp_path.iterdir()])}"
+        cells = makes(source for source in reader.cells if "#@title" not in source)
+        names = execute(cells, "stage.save(", workspace=str(folder), **reader.budget)
+        return names["stage"].path.read_bytes()
+
+    return made
 
 
-CUT = """
-from amnesia.storage import stage as _stage
-_save_progress = _stage.Stage.save_progress
-def _cut(stage, *content):
-    _stage.Stage.save_progress = _save_progress
-    _save_progress(stage, *content)
-    raise KeyboardInterrupt
-_stage.Stage.save_progress = _cut
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stem", STEMS[:3])
-def test_a_run_that_was_cut_off_ends_with_the_same_bytes(kernel, ground, tmp_path, stem):
+@pytest.mark.parametrize(("number", "name"), [("01", "cvae"), ("03", "amnesiac-0")])
+def test_a_run_that_was_cut_off_ends_with_the_same_bytes(open_notebook, clean, number, name):
     """Interrupted right after its first save of progress, and then run again."""
-    inputs, clean = ground
-    workspace = Path(shutil.copytree(inputs, tmp_path / "cut"))
-    for path in finished(workspace, MAKES[stem]):
-        path.unlink()
-    kernel.run("%reset -f")
-    trains = next(n for n, source in enumerate(sources(stem)) if "stage.save(" in source)
-    for number in range(trains):
-        assert kernel.run(sources(stem)[number] if number else injected(stem, workspace, {})) == "ok"
-        assert number != 1 or kernel.run(OFTEN + CUT) == "ok"
-    assert kernel.run(sources(stem)[trains])[0] == "KeyboardInterrupt" and list(workspace.rglob("*.unfinished.pt"))
-    assert kernel.run(sources(stem)[trains]) == "ok"
-    path, = finished(workspace, MAKES[stem])
-    assert path.read_bytes() == clean(stem, {}).read_bytes()
+    reader = open_notebook(number)
+    assert reader.run_all(then=OFTEN + CUT) == "KeyboardInterrupt" and not reader.finished(name)
+    assert reader.run("stage.save(") == "ok" and "Going on from step" in reader.said
+    path, = reader.finished(name)
+    right = clean(reader)
+    assert path.read_bytes() == right
+    assert reader.run("stage.save(") == "ok" and path.read_bytes() == right                 # and once more
 
 
-@pytest.mark.slow
-@pytest.mark.live
-def test_whatever_a_reader_does_the_files_are_right(kernel, ground, tmp_path, request, record_property):
-    count = request.config.getoption("--sequences")
-    # Without a search for a shorter sequence, which takes an hour where each takes seconds: the first that fails is shown.
-    chosen = settings(max_examples=count, stateful_step_count=8, deadline=None, derandomize=True, database=None,
-                      phases=[Phase.generate], suppress_health_check=list(HealthCheck), print_blob=False)
-    run_state_machine_as_test(machine(kernel, *ground, tmp_path), settings=chosen)
-    record_property("what was done in a live kernel", ", ".join(f"{n} × {move}" for move, n in moves.items()) + " | "
-                    + ", ".join(f"{n} {end}" for end, n in ends.items()))
-    assert moves["sequence"] >= count
+def test_a_changed_number_has_no_effect_until_its_stage_is_begun_anew(open_notebook, clean):
+    reader = open_notebook("03")
+    assert reader.run_all() == "ok"
+    first = clean(reader)
+    reader.budget = {**reader.budget, "lam": 40.0, "overwrite": True}
+    reader.run("workspace = ")
+    assert reader.run("stage.save(") == "ok" and "lam" in reader.said and "without effect" in reader.said
+    assert [path.read_bytes() for path in reader.finished("amnesiac-0")] == [first]
+    for holds in ("# This stage", "def distil", "ewc_penalty", "def loss", "def snapshot", "stage.save("):
+        assert reader.run(holds) == "ok"
+    reader.budget.pop("overwrite")
+    now, kept = reader.finished("amnesiac-0")
+    assert (now.read_bytes(), kept.read_bytes()) == (clean(reader), first) and Saved(now).settings["lam"] == 40
+
+
+def test_an_edited_function_makes_the_file_again_and_an_edited_comment_does_not(open_notebook, clean):
+    """31.5: not loss() itself, but one that it calls. The old file is kept, and comes back with the old code."""
+    reader = open_notebook("03")
+    assert reader.run_all() == "ok"
+    first = clean(reader)
+    reader.edit("def noise(c_f):", "def noise(c_f):  # of one's own")
+    assert reader.run("def noise(") == reader.run("stage.save(") == "ok" and len(reader.finished("amnesiac-0")) == 1
+    reader.edit("x = torch.rand(len(c_f) // 2, P", "x = 0.0 * torch.rand(len(c_f) // 2, P")
+    assert reader.run("def noise(") == reader.run("stage.save(") == "ok" and "noise() was edited" in reader.said
+    now, kept = reader.finished("amnesiac-0")
+    assert (now.read_bytes(), kept.read_bytes()) == (clean(reader), first) and now.read_bytes() != first
+
+
+def test_out_of_order_and_beside_another_tab_nothing_is_lost(open_notebook, clean):
+    reader = open_notebook("03")
+    assert reader.run("stage.save(") == reader.run("def loss") == "NameError"
+    assert reader.run_all(until="def loss") == reader.run("def snapshot") == "ok"
+    other = open_notebook("03")
+    other.kernel, other.budget = reader.kernel, {**BUDGET["03"], "steps": 20}
+    theirs = clean(other)
+    path = reader.workspace / "checkpoints" / "amnesiac-0.pt"
+    path.write_bytes(theirs)                                            # another tab has finished meanwhile
+    reader.run_all()
+    now, kept = reader.finished("amnesiac-0")
+    assert (now.read_bytes(), kept.read_bytes()) == (clean(reader), theirs)
+    now.write_bytes(theirs)                                             # and once more: this kernel's own run counts
+    assert reader.run("stage.save(") == "ok" and reader.run("history[\"terms\"]") == "ok"
+    assert reader.run_code("assert len(history['terms']['forget']) == 30") == "ok"

@@ -7,8 +7,19 @@ import numpy as np
 import pytest
 import torch
 from conftest import RELEASED
-from scipy.stats import chisquare
-from torch.distributions import Bernoulli, Normal, kl_divergence
+from watching import (
+    FORGOTTEN,
+    KEPT,
+    Watched,
+    assert_drawn_alike,
+    assert_noise_pairs,
+    assert_terms,
+    divergence,
+    elbo_terms,
+    moved,
+    nll,
+    spring,
+)
 
 from amnesia import CVAE, Saved, diagonal_fisher, negative_elbo_terms
 from amnesia.models import bernoulli_nll
@@ -50,121 +61,6 @@ def flat(model):
 
 def one_hot(labels):
     return torch.nn.functional.one_hot(labels, 10).float()
-
-
-class Watched:
-    """A CVAE and a copy in float64; the rows of all that it has been asked and told since: encoded (x, y, noise to come),
-    decoded (z, y, logits)."""
-
-    def __init__(self, cvae):
-        self.cvae, self.exact = cvae, deepcopy(cvae).double()
-        self.exact.requires_grad_()
-        self.encoded, self.decoded = [], []
-        for name, calls in (("encode", self.encoded), ("decode", self.decoded)):
-            setattr(cvae, name, self.watching(getattr(cvae, name), calls))
-
-    @staticmethod
-    def watching(function, calls):
-        def call(values, y):
-            result = function(values, y)
-            answers = result if isinstance(result, tuple) else [result]
-            calls.append([part.detach().double() for part in (values, y, *answers)])
-            return result
-        return call
-
-    @staticmethod
-    def told(calls, labels):
-        """The rows whose label vector points to one of these labels: values, label vectors and answers."""
-        chosen = [[part[torch.isin(call[1].argmax(1), labels)] for part in call] for call in calls]
-        return [torch.cat(parts) for parts in zip(*chosen, strict=True)]
-
-    def asked(self, z):
-        """The label vectors under which these latents were decoded, and the mean images that came out."""
-        rows = {tuple(row.tolist()): (y, logits.sigmoid())
-                for call in self.decoded for row, y, logits in zip(*call, strict=True)}
-        return [torch.stack(parts) for parts in zip(*(rows[tuple(row.tolist())] for row in z), strict=True)]
-
-
-def nll(cvae, z, y, x):
-    return -Bernoulli(logits=cvae.decode(z, y), validate_args=False).log_prob(x).sum(1)
-
-
-def elbo_terms(model, labels, x=None):
-    """Reconstruction and KL of the images that were encoded under these labels, (n,) each; x: what the likelihood scores, if
-    it is something else."""
-    (shown, y, mean, log_var), (z, also, _) = (model.told(calls, labels) for calls in (model.encoded, model.decoded))
-    assert torch.equal(y, also)
-    mean_exact, log_var_exact = model.exact.encode(shown, y)
-    q = Normal(mean_exact, (log_var_exact / 2).exp())
-    noise = (z - mean) / (log_var / 2).exp()
-    assert noise.mean().abs() < 0.2 and 0.8 < noise.std() < 1.2         # one draw of q for each image
-    reconstruction = nll(model.exact, mean_exact + q.scale * noise, y, shown if x is None else x)
-    return reconstruction, kl_divergence(q, Normal(0, 1)).sum(1)
-
-
-def divergence(original, model, labels):
-    """(decoder, encoder): KL from the frozen copy, asked what it was asked, to the model, told these labels: (n,) each."""
-    (z, told, _), (x, also, *_) = model.told(model.decoded, labels), model.told(model.encoded, labels)
-    (asked, _), exact = original.asked(z), original.exact
-    mean_image = exact.decode(z, asked).sigmoid().detach()
-    assert torch.equal(told, also) and (x - mean_image).abs().max() < 1e-5
-    assert z.mean().abs() < 0.15 and 0.85 < z.std() < 1.15              # of the prior
-    pixels = [Bernoulli(logits=cvae.decode(z, y)) for cvae, y in ((exact, asked), (model.exact, told))]
-    latents = [Normal(mean, (log_var / 2).exp()) for mean, log_var in
-               (exact.encode(mean_image, asked), model.exact.encode(mean_image, told))]
-    return [kl_divergence(*pair).sum(1) for pair in (pixels, latents)]
-
-
-def spring(original, model, fim, lam):
-    return lam / 2 * sum((fim[name].double() * (p - old.detach()).square()).sum() for (name, p), old in
-                         zip(model.exact.named_parameters(), original.exact.parameters(), strict=True))
-
-
-def pull(value, cvae):
-    """The gradient in every weight."""
-    weights = list(cvae.parameters())
-    gradients = torch.autograd.grad(value, weights, retain_graph=True, allow_unused=True)
-    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten().double()
-                      for p, g in zip(weights, gradients, strict=True)])
-
-
-def assert_terms(terms, expected, model):
-    """The same names in the same order, the same values, and the same gradients."""
-    assert list(terms) == list(expected)
-    for name in terms:
-        assert terms[name].item() == pytest.approx(expected[name].item(), rel=1e-4, abs=1e-4), name
-        pulls = [pull(terms[name], model.cvae), pull(expected[name], model.exact)]
-        assert (pulls[0] - pulls[1]).norm() <= 1e-3 * pulls[1].norm() + 1e-6, f"{name} pulls elsewhere"
-
-
-def moved(cvae, by=0.1):
-    """The model after some training, as it were: each weight a little elsewhere."""
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for p in cvae.parameters():
-            p += by * p.std() * torch.randn(p.shape, generator=generator)
-    return cvae.requires_grad_()
-
-
-FORGOTTEN, KEPT = torch.tensor([3, 8]), torch.tensor([0, 1, 2, 4, 5, 6, 7, 9])
-
-
-def assert_drawn_alike(y, labels):
-    """Each of the labels about equally often, and no other."""
-    counts = y.argmax(1).bincount(minlength=10)
-    assert counts.sum() == counts[labels].sum() and (len(labels) == 1 or chisquare(counts[labels]).pvalue > 1e-4), counts
-
-
-def different(rows):
-    return len({row.numpy().tobytes() for row in rows})
-
-
-def assert_noise_pairs(x, y):
-    """Uniform noise, each image and its negative under the same label."""
-    (one, other), labels = x.chunk(2), y.chunk(2)
-    torch.testing.assert_close(one + other, torch.ones_like(one), rtol=0, atol=1e-6)
-    assert torch.equal(*labels)
-    assert abs(one.mean() - 1 / 2) < 0.01 and abs(one.var() - 1 / 12) < 0.005 and different(one) == len(one)
 
 
 @pytest.fixture
@@ -591,4 +487,4 @@ def test_undo_teaches_another_network_every_answer(task, monkeypatch):
     found = loss()["remember"]
     torch.manual_seed(4)
     c = some(torch.tensor([3, 0, 1, 2, 4, 5, 6, 7, 8, 9]), task.recipe["batch_size"])
-    torch.testing.assert_close(found, divergence(teacher, student, c, c).mean())
+    torch.testing.assert_close(found, methods.divergence(teacher, student, c, c).mean())

@@ -1,9 +1,5 @@
 """The panel: what its controls do, and that it keeps out of saved notebooks. What is said of an answer."""
 
-import statistics
-import sys
-import time
-
 import imageio.v3 as imageio
 import pytest
 import torch
@@ -44,16 +40,6 @@ def test_every_control_of_the_panel_changes_the_pictures(controls):
     assert (shown(pictures)[0] == shown(pictures)[1]).all() and (shown(pictures)[0] != original).any()
 
 
-def test_the_panel_answers_within_a_tenth_of_a_second(controls):
-    _, _, button, _ = controls
-    seconds = []
-    for _ in range(20):
-        start = time.process_time()                                     # whatever else the machine is doing
-        button.click()                                                  # moves every slider, so the slowest of all
-        seconds.append(time.process_time() - start)
-    assert statistics.median(seconds) < 0.1
-
-
 SHOWS = ("import torch; from amnesia import play; "
          "play(lambda label, z: torch.zeros(1, 28, 28), ['picture'], torch.zeros(2), '0123456789')")
 
@@ -79,18 +65,11 @@ def test_the_panel_is_shown_only_where_someone_can_use_it():
         manager.shutdown_kernel(now=True)
 
 
-def test_without_ipywidgets_there_is_no_panel(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ipywidgets", None)
-    with pytest.raises(ImportError):
-        panel(None, [], torch.zeros(2), [])
-
-
 @pytest.mark.parametrize(("answer", "truth", "right"), [
     ("less", "less", True), ("more", "less", False), (None, "less", None), (None, 1.0, None), ("less", 1.0, False),
     (543.4, torch.tensor(543.427), True), (543.4, 540.0, False), (-0.0, 0.0, True), (1, 0, False),
-    (torch.ones(3, requires_grad=True), torch.ones(3), True), (torch.ones(2), torch.ones(3), False)])
+    (torch.ones(3, requires_grad=True), torch.ones(3), True), (torch.ones(2), torch.ones(3), False),
+    ("0,3", 0.3, False), (lambda x: 2 * x, 2.0, False)])
 def test_an_answer_is_right_or_not_yet_or_missing_and_nothing_is_raised(capsys, answer, truth, right):
     check(answer, truth, "so it is.")
-    said = {True: "Right: so it is.\n", False: "Not yet right: look again.\n",
-            None: "Not answered yet: put your answer in the place of None, and run this cell again.\n"}
-    assert capsys.readouterr().out == said[right]
+    assert capsys.readouterr().out.startswith({True: "Right: ", False: "Not yet right: ", None: "Not answered yet: "}[right])

@@ -1,12 +1,10 @@
 """The pages say what the released run's files say, and point at files that exist."""
 
-import hashlib
 import json
 import re
 import tomllib
 
 import nbformat
-import play
 import scaling
 from conftest import REPOSITORY
 from release import FRONT, HOW_TO, NOTEBOOKS, STUDIED, addressed, badges, read
@@ -19,22 +17,6 @@ def test_the_front_page_is_short():
     text = FRONT.read_text()
     words = (re.sub("<a href.*</a>", "", text) + "".join(badges(path, "owner/name") for path in NOTEBOOKS)).split()
     assert len(words) <= 700 and len(re.findall(r"^\|[ -:|]*--[ -:|]*\|$", text, re.MULTILINE)) <= 2
-
-
-def test_the_page_without_an_install_is_made_of_the_released_files(monkeypatch, tmp_path):
-    before, way_back = play.PAGE.read_text(), play.home()
-    assert len(before.encode()) <= 3_000_000 and "default-src 'none'" in before  # which lets it ask no network for anything
-    monkeypatch.setattr(play, "PAGE", tmp_path / "play.html")
-    play.PAGE.write_text(before)
-    play.write()                                                                # around the same numbers
-    assert play.PAGE.read_text() == before
-    (tmp_path / "pyproject.toml").write_text('[tool.amnesia]\nrepository = "owner/name"')
-    monkeypatch.setattr(play, "REPOSITORY", tmp_path)
-    play.write()
-    assert play.PAGE.read_text() == before.replace(f'href="{way_back}"', 'href="https://github.com/owner/name"')
-    digests = json.loads(play.HELD.search(before)[1])["digests"]
-    released = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in play.FILES}
-    assert digests == {**released, "amnesiac-8.pt": digests["amnesiac-8.pt"]}
 
 
 def test_badges_lead_to_colab_and_kaggle_once_the_address_is_known_and_none_is_shown_before():

@@ -1,45 +1,38 @@
-"""Who may import whom: read from the text, for a run would import all of the helper at once."""
+"""The house of the helper: flat and small, and who may import whom. Read from the text, for a run would import it all."""
 
 import ast
+import io
+import tokenize
 from graphlib import TopologicalSorter
 
 import pytest
 from conftest import REPOSITORY
 
-from amnesia.data import CLASSES
-from amnesia.storage.parameters import LABELS
-
-HELPER = REPOSITORY / "notebooks" / "amnesia"
+FILES = sorted((REPOSITORY / "notebooks" / "amnesia").rglob("*.py"))
+TREES = {path.stem: ast.parse(path.read_text()) for path in FILES}
 
 
-def imported(path):
-    """The modules that a file imports anywhere in it, as written: ".data", "torch.nn", …"""
-    modules = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            modules |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            modules.add("." * node.level + node.module)
-        elif isinstance(node, ast.ImportFrom):                                    # from . import data
-            modules |= {"." * node.level + alias.name for alias in node.names}
-    return modules
+def code_lines(path):
+    """How many lines hold code: neither blank, nor a comment, nor a docstring."""
+    text = path.read_text()
+    skipped = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING,
+               tokenize.ENDMARKER}
+    lines = {line for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type not in skipped
+             for line in range(token.start[0], token.end[0] + 1)}
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            lines -= set(range(node.lineno, node.end_lineno + 1))
+    return len(lines)
 
 
-def name(path):
-    """A room's name, from the helper's folder: "data", "storage.files", …"""
-    return ".".join(path.relative_to(HELPER).with_suffix("").parts)
+def test_the_helper_is_small_and_flat():
+    counts = {path.name: code_lines(path) for path in FILES}
+    assert {path.parent.name for path in FILES} == {"amnesia"} and len(FILES) <= 12, len(FILES)
+    assert sum(counts.values()) <= 850 and max(counts.values()) <= 200, (sum(counts.values()), counts)
 
 
-def room(module, importer):
-    """The room that a relative import in `importer` means."""
-    dots = len(module) - len(module.lstrip("."))
-    inside = importer.split(".")[:-dots]
-    return ".".join([*inside, *module[dots:].split(".")])
-
-
-IMPORTED = {name(path): imported(path) for path in HELPER.rglob("*.py")}
-ROOMS = {importer: {room(module, importer) for module in modules if module.startswith(".")}
-         for importer, modules in IMPORTED.items() if not importer.endswith("__init__")}
+ROOMS = {name: {node.module or alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level
+                for alias in node.names} for name, tree in TREES.items() if name != "__init__"}
 
 
 def behind(one):
@@ -47,24 +40,13 @@ def behind(one):
     return ROOMS[one].union(*map(behind, ROOMS[one]))
 
 
-def test_the_helper_knows_nothing_of_the_studies():
-    assert not {module for modules in IMPORTED.values() for module in modules
-                if module.split(".")[0] in ("amnesia", "amnesia_studies") }
+def test_there_are_no_circles_and_nothing_of_the_studies():
+    assert {*TopologicalSorter(ROOMS).static_order()} == {*ROOMS}       # raises CycleError
+    assert not any("amnesia" in name for tree in TREES.values() for node in ast.walk(tree)
+                   for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else
+                                [alias.name for alias in node.names] if isinstance(node, ast.Import) else []))
 
 
-def test_there_are_no_circles():
-    assert {*TopologicalSorter(ROOMS).static_order()} == {*ROOMS}  # raises CycleError
-
-
-@pytest.mark.parametrize("machine", ["training", "figures", "panel", *(one for one in ROOMS if one.startswith("storage."))])
+@pytest.mark.parametrize("machine", ["training", "figures", "panel", "checkpoints", "stages", "device"])
 def test_the_machinery_knows_nothing_of_vaes_or_digits(machine):
-    assert behind(machine).isdisjoint({"data", "models", "fisher", "evaluation"})
-
-
-@pytest.mark.parametrize("measure", ["evaluation", "fisher"])
-def test_what_measures_stands_on_models_and_data(measure):
-    assert {"models", "data"} <= ROOMS[measure]
-
-
-def test_labels_are_the_same_in_both_rooms_that_know_them():
-    assert range(CLASSES) == LABELS
+    assert behind(machine).isdisjoint({"data", "models", "fisher", "evaluation", "parameters"})

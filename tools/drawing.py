@@ -1,4 +1,7 @@
-"""Draws the method with the released models' own pictures, figures/released/method.svg: python tools/drawing.py"""
+"""Draws the model and the method with the released models' own pictures: python tools/drawing.py
+
+Writes model.svg, the upper half, and method.svg, with the three terms, to figures/released.
+"""
 
 import sys
 from pathlib import Path
@@ -7,10 +10,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.append(str(REPOSITORY / "notebooks"))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "notebooks"))
 
-from amnesia import CVAE, Saved, one_hot  # noqa: E402
+from amnesia import CVAE, Saved, one_hot
+
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 WIDTH, HEIGHT = 400, 404  # points: letters of 11 are legible on a phone, 390 pixels wide
 INK, FORGET, REMEMBER, PROTECT = "#1a1a1a", "#d55e00", "#0072b2", "#00775a"  # told apart by every eye
@@ -83,15 +87,8 @@ def spring(axes, x, width, height, colour):
     axes.plot([x, x], [155, 155 - height], "o", color=INK, markersize=6)
 
 
-@plt.rc_context({"svg.fonttype": "path", "svg.hashsalt": "method", "font.size": 12, "text.color": INK})
-def draw():
-    """Writes the drawing."""
-    shown = pictures()
-    figure = plt.figure(figsize=(WIDTH / 72, HEIGHT / 72), facecolor="white")
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.axis("off")
-    model(axes, shown)
-
+def forces(axes, shown):
+    """The three terms, each a card under the model."""
     card(axes, 66, "Forget", FORGET, "Label 0 is taught\nnoise. What best\nfits noise is grey.")
     for x, key, caption in ((25, "0", "before"), (66, "noise", "taught"), (107, "grey", "after")):
         picture(axes, shown[key], x, 110, 37, caption)
@@ -106,9 +103,20 @@ def draw():
         spring(axes, x, width, height, PROTECT)
         axes.text(x, 85, caption, ha="center", va="top", fontsize=11)
 
-    axes.set(xlim=(0, WIDTH), ylim=(0, HEIGHT), aspect="auto")
-    figure.savefig(REPOSITORY / "figures" / "released" / "method.svg", metadata={"Date": None})
-    plt.close(figure)
+
+@plt.rc_context({"svg.fonttype": "path", "svg.hashsalt": "method", "font.size": 12, "text.color": INK})
+def draw():
+    """Writes the drawings."""
+    shown = pictures()
+    for name, bottom, parts in (("model.svg", 230, [model]), ("method.svg", 0, [model, forces])):
+        figure = plt.figure(figsize=(WIDTH / 72, (HEIGHT - bottom) / 72), facecolor="white")
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.axis("off")
+        for part in parts:
+            part(axes, shown)
+        axes.set(xlim=(0, WIDTH), ylim=(bottom, HEIGHT), aspect="auto")
+        figure.savefig(REPOSITORY / "figures" / "released" / name, metadata={"Date": None})
+        plt.close(figure)
 
 
 if __name__ == "__main__":

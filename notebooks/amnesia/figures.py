@@ -5,7 +5,6 @@ import html
 import io
 from base64 import b64encode
 
-import imageio.v3 as imageio
 import matplotlib.pyplot as plt
 import numpy as np
 import PIL.Image
@@ -70,24 +69,36 @@ def name_classes(axis, names, places=None):
     axis.set_xticks(places, names, **slanting)
 
 
+def encoded(pages, kind, **options):
+    """The bytes of a picture of this kind ("PNG", "GIF") from PIL pictures; of several, one that moves."""
+    content = io.BytesIO()
+    several = {"save_all": True, "append_images": pages[1:], "loop": 0} if len(pages) > 1 else {}
+    pages[0].save(content, kind, optimize=True, **several, **options)
+    return content.getvalue()
+
+
+def few_colours(picture, greys=256):
+    """A PIL picture in so many greys, or in 256 of its colours: a fraction of the size, and it hardly shows."""
+    picture = picture.convert("RGB")
+    grey = np.ptp(np.asarray(picture), axis=2).max() == 0
+    return (picture.convert("L") if grey else picture).quantize(greys if grey else 256, dither=PIL.Image.Dither.NONE)
+
+
+@plt.style.context(STYLE, after_reset=True)
 def png(figure):
     """A matplotlib figure as the bytes of a PNG, twice the size that show() gives it; the figure is closed.
 
     Greys are kept as they are; a picture with colours is reduced to 256 of them, which halves the file and hardly shows.
     """
-    drawn, content = io.BytesIO(), io.BytesIO()
+    drawn = io.BytesIO()
     figure.savefig(drawn, format="png", bbox_inches="tight", dpi=2 * figure.dpi)
     plt.close(figure)
-    picture = PIL.Image.open(drawn).convert("RGB")
-    grey = np.ptp(np.asarray(picture), axis=2).max() == 0
-    picture = picture.convert("L") if grey else picture.quantize(256, dither=PIL.Image.Dither.NONE)
-    picture.save(content, "PNG", optimize=True)
-    return content.getvalue()
+    return encoded([few_colours(PIL.Image.open(drawn))], "PNG")
 
 
 @plt.style.context(STYLE, after_reset=True)
 def gif(frames, steps, row_labels, curves=None, marked=()):
-    """Frames (n, rows, columns, ...), as of tile(), as the bytes of an animated GIF, the step of each over it; the last one stays.
+    """Frames (n, rows, columns, ...), as of tile(), as an animated GIF's bytes, the step of each over it; the last one stays.
 
     steps: (n,); curves: {name: (n,)}, drawn against them side by side under the frames, each with a dot and
     its value at the step shown; marked: the rows to look at, whose labels stand white on black.
@@ -101,27 +112,24 @@ def gif(frames, steps, row_labels, curves=None, marked=()):
     digits = figure.add_subplot(grid[0, :])
     show_tile(digits, frames[0], " ", row_labels)
     for row in marked:
-        digits.get_yticklabels()[row].set(color="white", weight="bold",
-                                          bbox={"facecolor": "black", "boxstyle": "square,pad=0.2"})
-    strips = [figure.add_subplot(grid[1, i], xticks=[], yticks=[]) for i in range(len(curves))]
-    for strip, values in zip(strips, curves.values(), strict=True):
-        strip.plot(steps, values, color="0.75")
-        strip.set_title(" ", fontsize=10)
-    dots = [strip.plot(steps[:1], values[:1], "o", color="black")[0]
-            for strip, values in zip(strips, curves.values(), strict=True)]
+        digits.get_yticklabels()[row].set(color="white", weight="bold", bbox={"facecolor": "black", "boxstyle": "square,pad=0.2"})
+    strips = {name: figure.add_subplot(grid[1, i], xticks=[], yticks=[]) for i, name in enumerate(curves)}
+    for name, strip in strips.items():
+        strip.plot(steps, curves[name], color="0.75")
+        strip.plot(steps[0], curves[name][0], "o", color="black")
 
-    pictures = []
+    pages = []
     for i, (frame, step) in enumerate(zip(frames, steps, strict=True)):
         digits.images[0].set_data(tile(frame))
         digits.set_title(f"step {step:,}", fontsize=10)
-        for strip, dot, (name, values) in zip(strips, dots, curves.items(), strict=True):
-            dot.set_data([step], [values[i]])
-            strip.set_title(f"{name} {values[i]:.2f}", fontsize=10)
+        for name, strip in strips.items():
+            strip.lines[1].set_data([step], [curves[name][i]])
+            strip.set_title(f"{name} {curves[name][i]:.2f}", fontsize=10)
         canvas.draw()
         drawn = np.asarray(canvas.buffer_rgba())[..., :3]
-        pictures.append(drawn.copy() if frames.ndim == 6 else few_greys(drawn.mean(2) / 255).numpy())
-    milliseconds = [200] * (len(pictures) - 1) + [3000]
-    return imageio.imwrite("<bytes>", np.stack(pictures), extension=".gif", duration=milliseconds, loop=0)
+        drawn = drawn.copy() if frames.ndim == 6 else few_greys(drawn.mean(2) / 255).numpy()
+        pages.append(PIL.Image.fromarray(drawn))
+    return encoded(pages, "GIF", duration=[200] * (len(pages) - 1) + [3000])
 
 
 def filmstrip(frames, steps, row):
@@ -134,9 +142,8 @@ def filmstrip(frames, steps, row):
     figure, axis = subplots(figsize=(5, 0.5 * len(images) + 0.3))
     show_tile(axis, images)
     axis.set_xticks(middles(10, images.shape[-1]), [f"{int(steps[i]):,}" for i in shown], fontsize=8)
-    axis.xaxis.tick_top()
-    axis.xaxis.set_label_position("top")
-    axis.set_xlabel("step", fontsize=8)
+    axis.tick_params(top=True, labeltop=True, labelbottom=False)
+    axis.set_title("step", fontsize=8)
     return png(figure)
 
 
@@ -145,12 +152,9 @@ def moving_png(content):
 
     What knows no moving PNG, as LaTeX, shows a PNG of the last frame, which a browser leaves out.
     """
-    pages, moving = PIL.ImageSequence.all_frames(PIL.Image.open(io.BytesIO(content))), io.BytesIO()
-    few = [page.convert("RGB").quantize(256) if page.mode == "RGB" or len(set(np.ptp(np.asarray(page.convert("RGB")), axis=2)
-           .ravel())) > 1 else page.convert("L").quantize(16, dither=PIL.Image.Dither.NONE) for page in pages]
-    few[-1].save(moving, "PNG", save_all=True, default_image=True, append_images=few, loop=0, optimize=True,
-                   duration=[page.info["duration"] for page in pages])
-    return moving.getvalue()
+    pages = PIL.ImageSequence.all_frames(PIL.Image.open(io.BytesIO(content)))
+    few = [few_colours(page, greys=16) for page in pages]
+    return encoded([few[-1], *few], "PNG", default_image=True, duration=[page.info["duration"] for page in pages])
 
 
 def show(content, alt):

@@ -27,53 +27,34 @@ def squared_gradients(cvae, x, y, noise):
 
     For a linear layer, sample i's weight gradient is the outer product of delta_i (the ELBO's gradient at the layer's
     output) and a_i (its input), so the sum of squares over samples is (delta^2)^T (a^2): a matrix product, with no
-    gradient per sample ever stored. A convolution is a product for each sample. Every other weight goes the general way,
-    torch.func's vmap of grad, some samples at a time.
+    gradient per sample ever stored. Every other weight goes the general way, torch.func's vmap of grad, some samples at a
+    time.
 
     x: (B, P); y: (B, K); noise: (B, latent_dim). Raises ValueError for batch normalisation in training mode, which mixes
     samples: one sample's gradient then depends on the others.
     """
-    layers = [layer for layer in cvae.modules() if [*layer.parameters(recurse=False)]]
-    if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training for layer in layers):
-        raise ValueError("Batch normalisation mixes the samples of a batch, so no sample has a gradient of its own: call "
-                         "model.eval() first, and it takes its running averages.")
-    calls = {layer: [] for layer in layers}
+    if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training for layer in cvae.modules()):
+        raise ValueError("Batch normalisation mixes the samples of a batch: call model.eval() first.")
+    owned = [p for layer in cvae.modules() for p in layer.parameters(recurse=False)]    # a shared weight stands here twice
+    calls = {layer: [] for layer in cvae.modules() if type(layer) is nn.Linear
+             and all(sum(p is q for q in owned) == 1 for p in layer.parameters())}
     hooks = [layer.register_forward_hook(lambda layer, args, output: calls[layer].append((args[0].detach(), output)))
-             for layer in layers if product_for(layer)]
+             for layer in calls]
     try:
         total = NegativeELBO(cvae)(x, y, noise)
     finally:
         for hook in hooks:
             hook.remove()
-    # A product holds for a layer that is used once, on flat rows, and shares no weight (a tied one stands here twice)
-    owned = [p for layer in layers for p in layer.parameters(recurse=False)]
-    once = {layer: found[0] for layer, found in calls.items() if len(found) == 1 and found[0][0].ndim == layer.weight.ndim
-            and all(sum(p is q for q in owned) == 1 for p in layer.parameters(recurse=False))}
+    once = {layer: found[0] for layer, found in calls.items() if len(found) == 1 and found[0][0].ndim == 2}     # on flat rows
     # Each sample's ELBO depends on its own row alone, so the gradient of the sum holds one sample's gradient in a row.
     deltas = torch.autograd.grad(total, [output for _, output in once.values()]) if once else ()
-    names, squares = {p: name for name, p in cvae.named_parameters()}, {}
+    squares = {}
     for (layer, (a, _)), delta in zip(once.items(), deltas, strict=True):
-        for p, value in zip((layer.weight, layer.bias), product_for(layer)(layer, a, delta), strict=True):
-            squares |= {names[p]: value.view_as(p)} if p is not None else {}
-    rest = {name: p.detach() for name, p in cvae.named_parameters() if name not in squares}
-    return squares | (one_by_one(cvae, rest, x, y, noise) if rest else {})
-
-
-def product_for(layer):
-    """The function that squares a layer's per-sample gradients by products, or None: (weight, bias) of layer, inputs, deltas."""
-    if type(layer) is nn.Linear:
-        return lambda layer, a, delta: (delta.square().T @ a.square(), delta.square().sum(0))
-    plain = type(layer) is nn.Conv2d and layer.groups == 1 and layer.padding_mode == "zeros" and layer.padding != "same"
-    return convolution if plain else None
-
-
-def convolution(layer, a, delta):
-    """For a convolution each place of the output is a linear layer of its patch; sample by sample they add up."""
-    padding, delta, weight = 0 if layer.padding == "valid" else layer.padding, delta.flatten(2), 0.0    # (B, out, places)
-    for part, d in zip(*(t.split(max(1, ROOM // layer.weight.numel() // 4)) for t in (a, delta)), strict=True):
-        patches = F.unfold(part, layer.kernel_size, layer.dilation, padding, layer.stride)              # (b, in, places)
-        weight = weight + (d @ patches.transpose(1, 2)).square().sum(0)
-    return weight, delta.sum(2).square().sum(0)
+        squares[layer.weight] = delta.square().T @ a.square()
+        squares[layer.bias] = delta.square().sum(0)
+    rest = {name: p.detach() for name, p in cvae.named_parameters() if p not in squares}
+    others = one_by_one(cvae, rest, x, y, noise) if rest else {}
+    return {name: squares.get(p, others.get(name)) for name, p in cvae.named_parameters()}
 
 
 def one_by_one(cvae, weights, x, y, noise):

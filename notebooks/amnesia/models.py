@@ -14,6 +14,16 @@ def mlp(*widths):
     return nn.Sequential(*[module for layer in layers for module in (layer, nn.ReLU())][:-1])
 
 
+def one_hot(labels, classes):
+    """Labels (B,) as float32 (B, classes)."""
+    return F.one_hot(labels, classes).float()
+
+
+def picture(images, shape):
+    """Flat images (..., P) as pictures: (..., H, W) where the shape (C, H, W) has one channel, else (..., C, H, W)."""
+    return images.reshape(*images.shape[:-1], *(shape[1:] if shape[0] == 1 else shape))
+
+
 class CVAE(nn.Module):
     """p(x|z,c) and q(z|x,c) as two mirrored MLPs, with Bernoulli pixels (the paper's Appendix on MNIST, and its code).
 

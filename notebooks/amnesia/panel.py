@@ -11,8 +11,8 @@ from .figures import tile
 def panel(draw, titles, z, classes):
     """Buttons for the label, a slider for each number in the latent `z`, and the pictures that draw(label, z) makes of them.
 
-    draw: images (len(titles), H, W) or (len(titles), 3, H, W) in [0, 1] for a label and a latent; classes: the labels' names. Returns an ipywidgets
-    box. Raises ImportError without ipywidgets.
+    draw: images (len(titles), H, W) or (len(titles), 3, H, W) in [0, 1] for a label and a latent; classes: their names.
+    Returns an ipywidgets box. Raises ImportError without ipywidgets.
     """
     import ipywidgets as widgets  # the notebooks run without it, and then show no panel
 
@@ -57,20 +57,29 @@ def play(draw, titles, z, classes):
             print("For a panel to play with: pip install ipywidgets, and run this cell again.")
 
 
-def check(answer, truth, because, rel=1e-3):
-    """Says in a sentence whether an answer is right: words exactly, a number or a tensor within a share `rel`, in norm.
+def fault(answer, truth, rel):
+    """What is wrong with an answer, in words; "" if nothing is."""
+    if isinstance(truth, str):
+        return "" if answer == truth else "look again."
+    answer, truth = (torch.as_tensor(value).detach().cpu().double() for value in (answer, truth))
+    if answer.squeeze().shape != truth.squeeze().shape:
+        return f"its shape is {tuple(answer.shape)}, and should be {tuple(truth.shape)}."
+    factor = ((answer * truth).sum() / truth.square().sum()).item()
+    faults = {factor: f"it is {factor:.3g} times what it should be.", -1: "the sign is wrong.", 1: ""}
+    near = [scale for scale in faults if (answer - scale * truth).norm() <= rel * abs(scale) * truth.norm()]
+    return faults[near[-1]] if near else "its shape is right, but no factor makes its values right."
 
-    Never raises: None, a blank, is not answered yet; what cannot be compared is not right yet.
+
+def check(answer, truth, because, rel=1e-3, on=()):
+    """Says in a sentence whether an answer is right, and else what is wrong: its shape, its sign, a factor.
+
+    Words must be the same, numbers and tensors within a share `rel`, in norm. on: what to call answer and truth with, where
+    they are functions. Never raises: None, a blank, is not answered yet; what cannot be compared is not right yet.
     """
     if answer is None:
-        print("Not answered yet: put your answer in the place of None, and run this cell again.")
-        return
+        return print("Not answered yet: put your answer in the place of None, and run this cell again.")
     try:
-        if isinstance(truth, str):
-            right = answer == truth
-        else:
-            answer, truth = (torch.as_tensor(value).detach().cpu().double() for value in (answer, truth))
-            right = (answer - truth).norm() <= rel * truth.norm()
-    except (RuntimeError, TypeError, ValueError):
-        right = False
-    print(f"Right: {because}" if right else "Not yet right: look again.")
+        wrong = fault(answer(*on) if callable(answer) else answer, truth(*on) if callable(truth) else truth, rel)
+    except Exception as error:                              # whatever a reader's own function raises
+        wrong = f"{type(error).__name__}: {error}"
+    print(f"Not yet right: {wrong}" if wrong else f"Right: {because}")

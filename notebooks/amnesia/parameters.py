@@ -14,47 +14,46 @@ RANGES = {"steps": (1, 10**7), "batch_size": (1, 10**5), "latent_dim": (1, 128),
           "dropout": (0.0, 0.99), "lam": (0.0, 1e12), "gamma": (0.0, 1e12)}
 CHOICES = {"overwrite": (True, False), "use_drive": (True, False), "full": (True, False),
            "remember": ("distil", "replay"), "schedule": ("one-cycle", "constant")}
-# What shapes the file of each stage, and is recorded in it
-PARAMETERS = {"01": "dataset seed steps batch_size learning_rate schedule weight_decay dropout latent_dim",
-              "02": "dataset seed model n_samples",
-              "03": "dataset seed model forget steps batch_size learning_rate schedule lam gamma remember surrogate",
-              "04": "dataset seed model forget n_per_class", "05": "dataset seed model forget"}
+# Of each stage: the file that it makes, those that it reads, each made from those before it, and what shapes it and is recorded
+STAGES = {"01": ("cvae.pt", {}, "dataset seed steps batch_size learning_rate schedule weight_decay dropout latent_dim"),
+          "02": ("fim-{model}.pt", {"original": "{model}.pt"}, "dataset seed model n_samples"),
+          "03": ("amnesiac-{tag}.pt", {"original": "{model}.pt", "fim": "fim-{model}.pt"},
+                 "dataset seed model forget steps batch_size learning_rate schedule lam gamma remember surrogate"),
+          "04": ("samples-{tag}.pt", {"original": "{model}.pt", "amnesiac": "amnesiac-{tag}.pt"},
+                 "dataset seed model forget n_per_class"),
+          "05": ("evaluation-{tag}.json", {"original": "{model}.pt", "amnesiac": "amnesiac-{tag}.pt",
+                                           "samples": "samples-{tag}.pt"}, "dataset seed model forget")}
+CONTRACT = "encode", "decode", "generate", "latent_dim", "config"   # what a model must have
 DIGITS = {"shape": [1, 28, 28], "classes": list("0123456789")}      # of files from before these were recorded
 
 
 def check_parameters(**parameters):
     """Raises ValueError, naming the parameter, for what is no number of Python's own, or lies outside its range, and for
     what is none of its choices: "no" would be taken for yes."""
-    for name in parameters.keys() & CHOICES.keys():
-        if not any(type(parameters[name]) is type(choice) and parameters[name] == choice for choice in CHOICES[name]):
-            raise ValueError(f"{name}={parameters[name]!r}: expected {' or '.join(map(repr, CHOICES[name]))}.")
-    for name in parameters.keys() & RANGES.keys():
-        value, (least, most) = parameters[name], RANGES[name]
-        kinds, expected = ([int], "a whole number") if type(least) is int else ([int, float], "a number")
-        if type(value) not in kinds or not least <= value <= most:    # NaN is in no range
-            note = ""
-            if isinstance(value, str):
-                note = " This is text: in Python write 0.3 (a point, no quotes); for papermill 1e-4 is text and 1.0e-4 a number."
-            elif hasattr(value, "dtype"):
-                note = f" Of NumPy's and torch's numbers, take {name}.item()."
-            raise ValueError(f"{name}={value!r}: expected {expected} from {least:,} to {most:,}.{note}")
+    for name, value in parameters.items():
+        choices, (least, most) = CHOICES.get(name), RANGES.get(name, (None, None))
+        if choices and not any(type(value) is type(choice) and value == choice for choice in choices):
+            raise ValueError(f"{name}={value!r}: expected {' or '.join(map(repr, choices))}.")
+        if name in RANGES and not (type(value) in (int, type(least)) and least <= value <= most):      # NaN is in no range
+            kind = "a whole number" if type(least) is int else "a number"
+            note = " This is text: write 0.3 without quotes; for papermill, 1.0e-4 and not 1e-4." * isinstance(value, str)
+            raise ValueError(f"{name}={value!r}: expected {kind} from {least:,} to {most:,}, of Python's own.{note}")
 
 
 def labels_of(asked, classes, name="forget"):
     """Labels or names of classes, one or several, as a sorted list of labels. Raises ValueError, naming the parameter."""
     asked = asked.tolist() if hasattr(asked, "tolist") else asked
-    names = [each.casefold() for each in classes]
-    found = []
+    names, found = [*classes, *(each.casefold() for each in classes)], []       # "a" is not "A" where both are there
     for each in asked if isinstance(asked, (list, tuple, set)) else [asked]:
         each = each.tolist() if hasattr(each, "tolist") else each
-        if isinstance(each, str) and each.casefold() in names:
-            found.append(names.index(each.casefold()))
+        if isinstance(each, str) and (each in names or each.casefold() in names):
+            found.append(names.index(each if each in names else each.casefold()) % len(classes))
         elif isinstance(each, Integral) and not isinstance(each, bool) and 0 <= each < len(classes):
             found.append(int(each))
         else:
             hint = " This is text: give papermill a list with -y, not -p." if isinstance(asked, str) and "[" in asked else ""
             raise ValueError(f"{name}={asked!r}: expected labels from 0 to {len(classes) - 1}, or names among "
-                             f"{', '.join(classes)}, as in {name}=[{0}] or {name}=[{classes[0]!r}].{hint}")
+                             f"{', '.join(classes)}, as in {name}=[0] or {name}=[{classes[0]!r}].{hint}")
     return sorted(set(found))
 
 
@@ -68,7 +67,7 @@ def forget_from(saved, forget, classes):
     forgotten = labels_of(forget, classes)
     kept = [label for label in range(len(classes)) if label not in {*forgotten, *before}]
     if not forgotten or not kept or set(before) & set(forgotten):
-        already = f" This model has forgotten {before} already." if before else ""
+        already = f" This model has forgotten {', '.join(classes[label] for label in before)} already." if before else ""
         raise ValueError(f"forget={forget!r}: expected some of {len(classes)} classes, and not all.{already}")
     return forgotten, kept, before
 
@@ -84,6 +83,10 @@ class Begun(Stage):
     def load(self, *functions, model=None):
         if late := [name for name, value in self.given.items() if repr(self.notebook.get(name)) != value]:
             print(f"Changed since the cell “This stage”, and without effect until it is run again: {', '.join(late)}.")
+        missing = [name for name in CONTRACT if not hasattr(model, name)] if model is not None else []
+        if missing or (model is not None and type(model).__name__ != "CVAE"):
+            raise WorkspaceError(f"The class of your model is to be called CVAE and to have {', '.join(CONTRACT)}. This one is a "
+                                 f"{type(model).__name__}{' and lacks ' * bool(missing)}{', '.join(missing)}.")
         return super().load(*functions, model=model)
 
     def save(self, **content):
@@ -105,52 +108,41 @@ def begin(number, notebook):
     Begun.load says so. Returns Begun. Raises ValueError for a bad parameter, DataError for bad pictures, and WorkspaceError
     for an input that is missing, damaged, or does not belong to the others.
     """
-    names = PARAMETERS[number].split()
-    given = {name: notebook[name] for name in (*names, "overwrite", "use_drive", "workspace", "device")}
+    makes, reads, shaping = STAGES[number]
+    given = {name: notebook[name] for name in (*shaping.split(), "overwrite", "use_drive", "workspace", "device")}
     check_parameters(**given)
-    settings = {name: given[name] for name in names} | {"dataset": name_of(given["dataset"])}
-    store, dev = Workspace(given["workspace"], given["use_drive"], settings["dataset"]), pick_device(given["device"])
-    files, data, more = {}, [], {}
-    if number in ("01", "05"):
-        data = load_pictures(given["dataset"], store.data, dev)
-        more |= {"train": data[0], "test": data[1]}
+    model = given.get("model", "cvae")
+    if not isinstance(model, str) or model.endswith(".pt"):
+        raise ValueError(f"model={model!r}: expected the name of a checkpoint without its ending, such as 'cvae'.")
+    settings = {name: given[name] for name in shaping.split()} | {"dataset": name_of(given["dataset"])}
+    store, dev = Workspace(given["workspace"], given["use_drive"], given["dataset"]), pick_device(given["device"])
+    data = load_pictures(given["dataset"], store.data, dev) if number in ("01", "05") else []
+    files, more, names = {}, dict(zip(("train", "test"), data, strict=False)), {"model": model}
     if number == "01":
-        train, name = data.pop(0), "cvae.pt"
-        inputs = [train]
+        train, data = data[0], data[:1]
         pictures = {"shape": [*train.shape], "classes": [*train.classes], "data": {train.name: train.digest}}
-    else:
-        model = given["model"]
-        if not isinstance(model, str) or model.endswith(".pt"):
-            raise ValueError(f"model={model!r}: expected the name of a checkpoint without its ending, such as 'cvae'.")
-        original, name = store.load(f"{model}.pt"), f"fim-{model}.pt"
-        files["original"] = original
-        if original.settings.get("dataset", settings["dataset"]) != settings["dataset"]:
-            raise ValueError(f"dataset={given['dataset']!r}, but {original.path} is of {original.settings['dataset']!r}: choose that.")
-        pictures = original.content.get("pictures", DIGITS | {"data": original.lineage if model == "cvae" else {}})
-    if number == "03":
-        files["fim"] = store.load(f"fim-{model}.pt", made_from=[original])
-    if number in ("03", "04", "05"):
-        forgotten, kept, before = forget_from(original, given["forget"], pictures["classes"])
-        tag = "-".join(map(str, sorted(before + forgotten)))
-        more |= {"forgotten": forgotten, "kept": kept, "before": before, "tag": tag}
-        settings["forget"] = forgotten
-        name = {"03": f"amnesiac-{tag}.pt", "04": f"samples-{tag}.pt", "05": f"evaluation-{tag}.json"}[number]
+    for title, file in reads.items():
+        saved = files[title] = store.load(file.format_map(names), made_from=[*files.values()])
+        if title == "original":
+            pictures = saved.content.get("pictures", DIGITS | {"data": saved.lineage if model == "cvae" else {}})
+            if saved.settings.get("dataset", settings["dataset"]) != settings["dataset"]:
+                raise ValueError(f"dataset={given['dataset']!r}: {saved.path} is of {saved.settings['dataset']!r}.")
+        if title == "original" and "forget" in given:
+            forgotten, kept, before = forget_from(saved, given["forget"], pictures["classes"])
+            names["tag"] = "-".join(map(str, sorted(before + forgotten)))
+            more |= {"forgotten": forgotten, "kept": kept, "before": before, "tag": names["tag"]}
+            settings["forget"] = forgotten
     if number == "03":
         settings["forgotten_before"] = before
         if settings["surrogate"] != "noise":
             settings["surrogate"], = labels_of(settings["surrogate"], pictures["classes"], "surrogate")
             if settings["surrogate"] in forgotten:
                 raise ValueError(f"surrogate={given['surrogate']!r} is itself to be forgotten: choose a kept one.")
-    if number in ("04", "05"):
-        files["amnesiac"] = store.load(f"amnesiac-{tag}.pt", made_from=[original])
     if number == "05":
-        files["samples"] = store.load(f"samples-{tag}.pt", made_from=[original, files["amnesiac"]])
-        check_pictures(pictures["data"], data[0], original.path)
-        files["judge"] = load_judge(store, dev, train=data[0])
-    if number != "01":
-        inputs = [*files.values(), *data]
-    stage = Begun(store, name, settings, inputs, given["overwrite"])
-    vars(stage).update(settings | more | {"files": files, "store": store, "dev": dev, "notebook": notebook,
-                                          "given": {key: repr(value) for key, value in given.items()}, "pictures": pictures,
-                                          "shape": tuple(pictures["shape"]), "classes": tuple(pictures["classes"])})
+        check_pictures(pictures["data"], data[0], files["original"].path)
+        files["judge"] = load_judge(store, dev, train=data[0], data=pictures["data"])
+    stage = Begun(store, makes.format_map(names), settings, [*files.values(), *data], given["overwrite"])
+    vars(stage).update(settings | more, files=files, store=store, dev=dev, notebook=notebook, pictures=pictures,
+                       given={name: repr(value) for name, value in given.items()},
+                       shape=tuple(pictures["shape"]), classes=tuple(pictures["classes"]))
     return stage

@@ -10,14 +10,14 @@ from contextlib import suppress
 
 import torch
 
-from .checkpoints import SOURCE, Saved, WorkspaceError, alone, pack, sha256, there, write
+from .checkpoints import SOURCE, Saved, WorkspaceError, alone, pack, retry, sha256, there, write
 from .device import rng_state, set_rng_state
 
 
 def source_of(model):
-    """The text of the notebook's cell that defines a model's class; "" for a class of a module, which can be imported."""
+    """The text of the cell, or of the reader's module, that defines a model's class; "" for the one that stands here."""
     cls = type(model)
-    if cls.__module__ != "__main__":
+    if cls.__module__.partition(".")[0] == "amnesia":
         return ""
     function = next(value for value in vars(cls).values() if inspect.isfunction(value))
     return "".join(linecache.getlines(inspect.unwrap(function).__code__.co_filename))
@@ -86,14 +86,15 @@ class Stage:
     def rehearse(self, model):
         """Saves an untrained model's source, packs the model, reads it again and rebuilds it. Raises WorkspaceError."""
         kept = {name: digest for name, digest in self.record["lineage"].items() if not SOURCE(name)}
-        source = source_of(model)
-        name = f"model-{sha256(source)[:8]}.py"
-        self.record["lineage"] = kept | ({name: sha256(source)} if source else {})
         try:
+            source = source_of(model)
+            name = f"model-{sha256(source)[:8]}.py"
+            self.record["lineage"] = kept | ({name: sha256(source)} if source else {})
             if source:
                 write(self.path.with_name(name), source.encode())
             content = {**self.record, "state": model.state_dict(), "config": model.config}
-            Saved(self.path, pack(self.path.name, content)).build(type(model), "cpu")
+            with torch.random.fork_rng([]):                 # the run that follows draws what it would have drawn
+                Saved(self.path, pack(self.path.name, content)).build(type(model), "cpu")
         except Exception as error:
             raise WorkspaceError(f"This {type(model).__name__} could not be read again once it is saved, so it is not trained. "
                                  "Its class must be defined in one cell that holds all it needs, imports too, and have `config`,"
@@ -107,7 +108,7 @@ class Stage:
         packed = pack(self.path.name, {**self.record, **content})
         saved = Saved(self.path, packed)                    # checked before it is written
         with alone(self.path):
-            if there(self.path) and sha256(old := self.path.read_bytes()) != saved.digest:
+            if there(self.path) and sha256(old := retry(self.path.read_bytes)) != saved.digest:
                 with suppress(WorkspaceError):
                     if self.changes(Saved(self.path, old)):
                         kept = self.path.with_name(f"{self.path.stem}.{sha256(old)[:8]}{self.path.suffix}")

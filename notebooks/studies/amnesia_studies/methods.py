@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
-from amnesia.data import Pictures, grow, one_hot
+from amnesia.data import Pictures, one_hot
 from amnesia.fisher import diagonal_fisher, ewc_penalty
 from amnesia.models import bernoulli_nll, negative_elbo_terms
-from amnesia.training import fit
+from amnesia.training import fit, grow
 
 from .attacks import BOX, Descent, in_the_box, joint_costs
 from .denoiser import Denoiser, nats, noised, times, train, unlabelled

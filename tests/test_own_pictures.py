@@ -1,0 +1,306 @@
+"""Any pictures, any model, any labels: what is read, what is refused, and all five notebooks with pictures of one's own."""
+
+import functools
+import shutil
+import struct
+
+import matplotlib.pyplot as plt
+import numpy as np
+import own_pictures
+import PIL.Image
+import pytest
+import torch
+from five import cells_of, run, run_all
+
+import amnesia
+from amnesia import DataError, WorkspaceError, data, evaluation, load_judge, load_pictures
+from amnesia.parameters import labels_of
+
+CONVOLUTIONS = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class CVAE(nn.Module):
+    def __init__(self, latent_dim=8, width=4, shape=(1, 28, 28), classes=10):
+        super().__init__()
+        self.latent_dim, self.classes, self.shape = latent_dim, classes, tuple(shape)
+        self.config = {"latent_dim": latent_dim, "width": width, "shape": [*shape], "classes": classes}
+        small = 2 * width, -(-shape[1] // 4), -(-shape[2] // 4)         # a quarter of each side, rounded up
+        inner = small[0] * small[1] * small[2]
+        self.label = nn.Embedding(classes, width)
+        self.encoder = nn.Sequential(
+            nn.Conv2d(shape[0], width, 3, stride=2, padding=1), nn.GroupNorm(4, width), nn.ReLU(),
+            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1), nn.GroupNorm(4, 2 * width), nn.ReLU(), nn.Flatten())
+        self.answer = nn.Linear(inner + width, 2 * latent_dim)
+        self.start = nn.Linear(latent_dim + width, inner)
+        self.decoder = nn.Sequential(
+            nn.Unflatten(1, small), nn.ConvTranspose2d(2 * width, width, 4, stride=2, padding=1),
+            nn.GroupNorm(4, width), nn.ReLU(), nn.ConvTranspose2d(width, shape[0], 4, stride=2, padding=1))
+
+    def encode(self, x, y):
+        return self.answer(torch.cat([self.encoder(x.view(-1, *self.shape)), y @ self.label.weight], 1)).chunk(2, 1)
+
+    def decode(self, z, y):
+        drawn = self.decoder(self.start(torch.cat([z, y @ self.label.weight], 1)))
+        return drawn[:, :, :self.shape[1], :self.shape[2]].flatten(1)
+
+    @torch.no_grad()
+    def generate(self, labels, z=None):
+        if z is None:
+            z = torch.randn(len(labels), self.latent_dim, device=labels.device)
+        return self.decode(z, F.one_hot(labels, self.classes).float()).sigmoid()
+"""
+PERCEPTRON = next(cell for cell in cells_of("01") if "class CVAE" in cell).replace("(512, 256)", "(48, 32, 16)")
+FORGET = {"MNIST": [0, 7], "digits8.npz": ["3"], "letters.npz": ["B"], "drawings": "star"}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder with small ones of the three sets of tools/own_pictures.py."""
+    folder = tmp_path_factory.mktemp("pictures")
+    np.savez(folder / "letters.npz", **own_pictures.letters(each=10))
+    np.savez(folder / "digits8.npz", **{name: array[:400] for name, array in own_pictures.digits8().items()})
+    own_pictures.drawings(folder / "drawings", each=15)
+    return folder
+
+
+@pytest.fixture
+def quick(monkeypatch, pictures):
+    """Few steps for the judge, pictures that are not grown, figures that are not drawn; MNIST is its small set."""
+    def offline(*_):
+        raise OSError("no network")
+
+    monkeypatch.setenv("AMNESIA_DATA", str(pictures))
+    monkeypatch.setattr(data, "from_torchvision", offline)
+    monkeypatch.setattr(evaluation, "train_judge", functools.partial(evaluation.train_judge, steps=20, batch_size=32))
+    monkeypatch.setattr(amnesia, "grow", lambda pictures, seed: pictures)
+    monkeypatch.setattr(amnesia, "png", lambda figure: plt.close(figure) or b"")
+    monkeypatch.setattr(amnesia, "show", lambda *_, **__: None)
+    for name in ("gif", "filmstrip"):
+        monkeypatch.setattr(amnesia, name, lambda *_, **__: b"")
+
+
+@pytest.fixture(scope="module")
+def drawn(pictures, tmp_path_factory):
+    """(workspace, what each notebook defined) of the five on drawings, with figures, a star forgotten as a square."""
+    workspace = tmp_path_factory.mktemp("drawn")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AMNESIA_DATA", str(pictures))
+        patch.setattr(evaluation, "train_judge", functools.partial(evaluation.train_judge, steps=20, batch_size=32))
+        patch.setattr(amnesia, "grow", lambda pictures, seed: pictures)
+        return workspace, run_all(model_cell=PERCEPTRON, dataset="drawings", workspace=str(workspace), forget=["star"],
+                                  surrogate="square")
+
+
+# The five notebooks
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dataset", FORGET)
+@pytest.mark.parametrize("cell", [PERCEPTRON, CONVOLUTIONS], ids=["perceptron", "convolutions"])
+def test_the_five_carry_any_model_and_any_pictures(cell, dataset, tmp_path, quick):
+    made = run_all(model_cell=cell, dataset=dataset, workspace=str(tmp_path), forget=FORGET[dataset])
+    stage, original = made["05"]["stage"], made["05"]["models"]["original"]
+    assert type(original) is not amnesia.CVAE, "the model of notebook 01's cell came along"
+    assert hasattr(original, "label") is (cell is CONVOLUTIONS)
+    K = len(stage.classes)
+    assert made["04"]["samples"]["amnesiac"].shape == (K, 8, *(stage.shape if stage.shape[0] > 1 else stage.shape[1:]))
+    assert len(made["05"]["result"].amnesiac["confusion"]) == K
+    names = [FORGET[dataset]] if isinstance(FORGET[dataset], str) else FORGET[dataset]
+    assert [stage.classes[label] for label in stage.forgotten] == [str(name) for name in names]
+
+
+@pytest.mark.slow
+def test_a_label_as_surrogate_is_scored_as_it(drawn):
+    result, table = drawn[1]["05"]["result"], drawn[1]["05"]["table"]
+    square, star = 1, 2
+    assert any("asked for square" in column for column in table[0]) and "flat grey" not in table[0]
+    row = next(row for row in table if row[0] == "share judged as square")
+    shares = [result.original["confusion"][star][square] / 8, result.amnesiac["confusion"][star][square] / 8,
+              result.original["confusion"][square][square] / 8]
+    assert row[1:4] == [f"{share:.3f}" for share in shares]
+    assert result.reference["surrogate"]["forgotten_share"] == result.original["confusion"][square][star] / 8
+
+
+@pytest.mark.slow
+def test_a_second_round_by_name_scores_what_the_first_one_took(drawn, quick, tmp_path):
+    made = run_all(["02", "03", "04", "05"], dataset="drawings", workspace=str(drawn[0]), model="amnesiac-2",
+                   forget=["circle"])
+    assert made["05"]["stage"].path.name == "evaluation-0-2.json"
+    assert made["05"]["table"][0][1] == "amnesiac-2"
+    assert any(row[0] == "share judged as those" and row[2] for row in made["05"]["table"])
+    with pytest.raises(ValueError, match="has forgotten star already"):
+        run("03", until="begin(", dataset="drawings", workspace=str(drawn[0]), model="amnesiac-2", forget=["Star"])
+
+
+@pytest.mark.slow
+def test_other_pictures_than_the_models_are_refused(drawn, quick, pictures, tmp_path, monkeypatch):
+    workspace = str(drawn[0])
+    for number in ("02", "03", "04", "05"):                 # another data set, of which there is no model
+        with pytest.raises(WorkspaceError, match=r"cvae\.pt is neither in"):
+            run(number, until="begin(", dataset="letters.npz", workspace=workspace)
+    shutil.copytree(drawn[0] / "checkpoints" / "drawings", drawn[0] / "checkpoints" / "digits8")
+    for number in ("02", "03", "04", "05"):                 # a model that was put beside another data set
+        with pytest.raises(ValueError, match="is of 'drawings'"):
+            run(number, until="begin(", dataset="digits8.npz", workspace=workspace)
+    own_pictures.drawings(tmp_path / "drawings", each=15, seed=1)
+    monkeypatch.setenv("AMNESIA_DATA", str(tmp_path))       # other pictures under the same name
+    with pytest.raises(WorkspaceError, match=r"was trained on drawings train \(36 images\)"):
+        run("05", until="begin(", dataset="drawings", workspace=workspace, forget=["star"])
+    store = drawn[1]["03"]["stage"].store
+    with pytest.raises(WorkspaceError, match="move it away"):
+        load_judge(store, "cpu", data={"drawings train (36 images)": "another digest"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number, until", [("02", "original.build"), ("03", "build("), ("04", "build("), ("05", "build(")])
+def test_another_source_than_the_models_is_refused(drawn, quick, number, until):
+    source, = (drawn[0] / "checkpoints" / "drawings").glob("model-*.py")
+    text = source.read_text()
+    try:
+        source.write_text(text + "\n")
+        with pytest.raises(WorkspaceError, match="is not there any more, or another"):
+            run(number, until=until, dataset="drawings", workspace=str(drawn[0]), forget=["star"], surrogate="square",
+                **({"steps": 12, "batch_size": 16} if number == "03" else {}))
+    finally:
+        source.write_text(text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("old, new, said", [
+    ("self.latent_dim, self.classes", "self.size, self.classes", "lacks latent_dim"),
+    ("class CVAE", "class Mine", "is to be called CVAE"),
+    ("\nimport torch\n", "\n", "one cell that holds all it needs")])             # another cell has imported it
+def test_a_model_that_could_not_go_on_is_not_trained(old, new, said, quick, tmp_path):
+    cell = CONVOLUTIONS.replace(old, new) + "\n\nCVAE = Mine\n" * ("Mine" in new)
+    with pytest.raises(WorkspaceError, match=said):
+        run("01", until="model=cvae", model_cell=cell, dataset="drawings", workspace=str(tmp_path), steps=10**6)
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+# What is read
+
+def picture_in(mode, value):
+    return PIL.Image.new(mode, (12, 10), value)
+
+
+def folder_of(place, make, each=10, classes=("cat", "dog")):
+    for name in classes:
+        (place / name).mkdir(parents=True)
+        for i in range(each):
+            make(i).save(place / name / f"{i}.png")
+    return place
+
+
+@pytest.mark.parametrize("mode, value, seen", [
+    ("L", 40, (40,)), ("RGB", (1, 2, 3), (1, 2, 3)), ("1", 1, (255,)), ("P", 0, (0,)), ("I;16", 40 * 256 + 9, (40,)),
+    ("RGBA", (1, 2, 3, 255), (1, 2, 3)), ("RGBA", (1, 2, 3, 0), (255,)), ("LA", (9, 255), (9,))])
+def test_a_folder_may_hold_any_kind_of_picture(mode, value, seen, tmp_path):
+    train, test = load_pictures(str(folder_of(tmp_path / "pets", lambda i: picture_in(mode, value))), tmp_path)
+    assert (train.classes, len(train), len(test)) == (("cat", "dog"), 16, 4)
+    assert train.shape == (len(seen), 10, 12)               # grey pictures have one channel, whatever they were saved as
+    assert train.images[0].view(train.shape)[:, 0, 0].tolist() == list(seen)
+
+
+def test_hidden_files_are_left_out_and_one_size_is_said(tmp_path, capsys):
+    place = folder_of(tmp_path / "pets", lambda i: PIL.Image.new("RGB", (40 + i, 90), (250, i, 0)))
+    (place / ".DS_Store").write_text("x")
+    (place / "cat" / "._0.png").write_text("x")
+    train, _ = load_pictures("pets", tmp_path)
+    assert train.shape == (3, 32, 32) and "brought to 32 × 32" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("spoil, said", [
+    (lambda place: (place / "bird").mkdir(), "bird holds no pictures"),
+    (lambda place: (place / "cat" / "list.txt").write_text("x"), r"list\.txt cannot be read as a picture"),
+    (lambda place: (place / "cat" / "0.png").write_bytes((place / "cat" / "0.png").read_bytes()[:40]), r"0\.png cannot be read"),
+    (lambda place: (place / "dog").rename(place.parent / "dog"), "pets: 1 classes"),
+    (lambda place: PIL.Image.new("L", (7, 9)).save(place / "cat" / "0.png"), "7 pixels a side")])
+def test_what_a_folder_lacks_is_named(spoil, said, tmp_path):
+    place = folder_of(tmp_path / "pets", lambda i: picture_in("L", i))
+    spoil(place)
+    with pytest.raises(DataError, match=said):
+        load_pictures("pets", tmp_path)
+
+
+def npz(place, **arrays):
+    np.savez(place / "mine.npz", **arrays)
+    return load_pictures("mine.npz", place)
+
+
+IMAGES, LABELS = np.arange(40 * 81, dtype=np.uint8).reshape(40, 9, 9), np.arange(40) % 4
+
+
+def test_every_fifth_of_a_class_is_held_out_the_same_each_time(tmp_path):
+    first, again = npz(tmp_path, images=IMAGES, labels=LABELS), npz(tmp_path, images=IMAGES, labels=LABELS)
+    assert [part.digest for part in first] == [part.digest for part in again]
+    held = [i for label in range(4) for i in np.flatnonzero(label == LABELS)[4::5]]
+    assert first[1].images.tolist() == IMAGES[sorted(held)].reshape(8, -1).tolist()
+    assert first[1].labels.bincount().tolist() == [2] * 4
+
+
+def test_an_npz_may_have_shares_names_or_medmnists_keys(tmp_path):
+    assert torch.equal(npz(tmp_path, images=IMAGES / 255, labels=LABELS * 1.0)[0].images,
+                       npz(tmp_path, images=IMAGES, labels=LABELS)[0].images)
+    assert npz(tmp_path, images=IMAGES, labels=LABELS, names=list("wxyz"))[0].classes == tuple("wxyz")
+    assert npz(tmp_path, images=IMAGES, labels=np.array(list("wxyz"))[LABELS])[0].classes == tuple("wxyz")
+    train, test = npz(tmp_path, train_images=IMAGES, train_labels=LABELS[:, None], val_images=IMAGES[:4],
+                      val_labels=LABELS[:4, None], test_images=IMAGES[:8], test_labels=LABELS[:8, None])
+    assert (len(train), len(test)) == (40, 8)
+
+
+@pytest.mark.parametrize("arrays, said", [
+    ({"labels": LABELS + 0.7}, "a whole number or a name"), ({"labels": LABELS[:9]}, r"shape \(9,\)"),
+    ({"images": IMAGES * 1.0}, "float64"), ({"images": IMAGES[:0], "labels": LABELS[:0]}, "expected images, some"),
+    ({"images": IMAGES[:, :7]}, "7 pixels a side"), ({"labels": LABELS * 0}, "1 classes"),
+    ({"test_images": IMAGES[:8, :8], "test_labels": LABELS[:8]}, "those to test with"),
+    ({"test_images": IMAGES[:2], "test_labels": LABELS[:2]}, "smallest has 0 pictures")])
+def test_what_an_npz_lacks_is_named(arrays, said, tmp_path):
+    with pytest.raises(DataError, match="mine.*" + said):
+        npz(tmp_path, **{"images": IMAGES, "labels": LABELS, **arrays})
+
+
+def test_a_cut_file_and_a_missing_one_are_named(tmp_path):
+    npz(tmp_path, images=IMAGES, labels=LABELS)
+    (tmp_path / "mine.npz").write_bytes((tmp_path / "mine.npz").read_bytes()[:900])
+    for name, said in (("mine.npz", "cannot be read as an .npz"), ("none.npz", "here or in"), ("folder", "neither")):
+        with pytest.raises(DataError, match=said):          # torchvision.datasets.folder is a module, and no data set
+            load_pictures(name, tmp_path)
+
+
+def test_run_py_takes_pictures_from_where_it_is_called(tmp_path, monkeypatch):
+    from run import value_of
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "MNIST" / "raw").mkdir(parents=True)
+    (tmp_path / "pets").mkdir()
+    assert [value_of("dataset", name) for name in ("pets", "MNIST", "KMNIST")] == [str(tmp_path / "pets"), "MNIST", "KMNIST"]
+
+
+def test_emnist_stands_upright_and_usps_has_no_names(tmp_path, monkeypatch):
+    import bz2
+    monkeypatch.delenv("AMNESIA_DATA", raising=False)
+    raw = tmp_path / "EMNIST" / "raw"
+    raw.mkdir(parents=True)
+    lying = np.zeros((10, 28, 28), np.uint8)
+    lying[:, 3, :] = 255                                    # its files hold rows as columns: this is a column of ink
+    for part in ("train", "test"):
+        stem = raw / f"emnist-letters-{part}"
+        stem.with_name(f"{stem.name}-images-idx3-ubyte").write_bytes(struct.pack(">iiii", 2051, 10, 28, 28) + lying.tobytes())
+        labels = bytes([1, 26] * 5)
+        stem.with_name(f"{stem.name}-labels-idx1-ubyte").write_bytes(struct.pack(">ii", 2049, 10) + labels)
+        line = " ".join(f"{i + 1}:{-1 + i % 2 * 2}" for i in range(256))
+        (tmp_path / f"usps{'.t' * (part == 'test')}.bz2").write_bytes(bz2.compress(f"1 {line}\n10 {line}\n".encode() * 3))
+    train, _ = load_pictures("EMNIST-letters", tmp_path)
+    assert train.classes == ("a", "z") and (train.images[0].view(28, 28)[:, 3] == 255).all()
+    train, test = load_pictures("USPS", tmp_path)
+    assert (train.classes, train.shape, len(test)) == (("0", "9"), (1, 16, 16), 6)
+
+
+def test_white_paper_stays_white_where_copies_are_turned():
+    assert amnesia.jitter(torch.ones(8, 784)).min() > 0.99
+
+
+def test_a_name_is_taken_as_written_before_it_is_taken_in_another_case():
+    assert labels_of(["a"], ("A", "a")) == [1] and labels_of("Dress", ("bag", "dress")) == [1]
