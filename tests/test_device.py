@@ -101,7 +101,7 @@ def test_fit_rounds_products_where_a_cpu_has_the_units_and_nothing_else(monkeypa
     with bfloat16_products(torch.device("meta")):
         assert torch.nn.Linear(4, 3)(torch.randn(2, 4)).dtype == torch.float32
     torch.manual_seed(0)
-    cvae, seen = CVAE(4, (32, 16)), {True: set(), False: set()}
+    cvae, seen = CVAE(4, hidden=(32, 16)), {True: set(), False: set()}
     cvae.decoder[-1].register_forward_hook(lambda layer, inputs, logits: seen[cvae.training].add(logits.dtype))
     x, y = torch.rand(8, 784), one_hot(torch.arange(8), 10)
 

@@ -235,7 +235,7 @@ def test_progress_that_cannot_be_saved_costs_no_run_and_a_damaged_one_starts_ane
     assert stage.resume(parts, cpu) == 0 and "Starting anew" in capsys.readouterr().out
 
 
-class Dying(CVAE):
+class Unsaved(CVAE):
     """No notebook's: it has no `config`."""
 
     def __init__(self):
@@ -243,7 +243,8 @@ class Dying(CVAE):
         del self.config
 
 
-@pytest.mark.parametrize("model", [lambda: torch.compile(CVAE(2, (4,)), backend="eager"), Dying], ids=["compiled", "no config"])
+@pytest.mark.parametrize("model", [lambda: torch.compile(CVAE(2, hidden=(4,)), backend="eager"), Unsaved],
+                         ids=["compiled", "no config"])
 def test_a_model_that_could_not_be_read_again_is_refused_before_it_is_trained(store, model):
     with pytest.raises(WorkspaceError, match="not trained"):
         Stage(store, "cvae.pt", SETTINGS).load(model=model())

@@ -122,7 +122,7 @@ def test_a_model_that_has_forgotten_forgets_one_more(tmp_path):
     hits = [result["confusion"][digit][digit] for digit in (1, 2, 4, 5, 6, 7, 8, 9)]
     assert result["kept_accuracy"] == pytest.approx(sum(hits) / 400)
     assert result["before_forgotten_share"] == result["confusion"][0][0] / 50 and result["before_forgotten_probability"] < 0.3
-    with pytest.raises(ValueError, match=r"has forgotten \[0\] already"):
+    with pytest.raises(ValueError, match=r"has forgotten .*0.* already"):
         run_here(STEMS[2], "# This stage", **{**choices, "forget": [0]})
     with pytest.raises(WorkspaceError, match=r"amnesiac-0-3\.pt was not made from this"):
         run_here(STEMS[3], "# This stage", **{**choices, "model": "cvae", "forget": [0, 3]})

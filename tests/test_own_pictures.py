@@ -10,48 +10,15 @@ import own_pictures
 import PIL.Image
 import pytest
 import torch
+from conftest import REPOSITORY
 from five import cells_of, run, run_all
 
 import amnesia
 from amnesia import DataError, WorkspaceError, data, evaluation, load_judge, load_pictures
 from amnesia.parameters import labels_of
 
-CONVOLUTIONS = """
-import torch
-import torch.nn.functional as F
-from torch import nn
-
-
-class CVAE(nn.Module):
-    def __init__(self, latent_dim=8, width=4, shape=(1, 28, 28), classes=10):
-        super().__init__()
-        self.latent_dim, self.classes, self.shape = latent_dim, classes, tuple(shape)
-        self.config = {"latent_dim": latent_dim, "width": width, "shape": [*shape], "classes": classes}
-        small = 2 * width, -(-shape[1] // 4), -(-shape[2] // 4)         # a quarter of each side, rounded up
-        inner = small[0] * small[1] * small[2]
-        self.label = nn.Embedding(classes, width)
-        self.encoder = nn.Sequential(
-            nn.Conv2d(shape[0], width, 3, stride=2, padding=1), nn.GroupNorm(4, width), nn.ReLU(),
-            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1), nn.GroupNorm(4, 2 * width), nn.ReLU(), nn.Flatten())
-        self.answer = nn.Linear(inner + width, 2 * latent_dim)
-        self.start = nn.Linear(latent_dim + width, inner)
-        self.decoder = nn.Sequential(
-            nn.Unflatten(1, small), nn.ConvTranspose2d(2 * width, width, 4, stride=2, padding=1),
-            nn.GroupNorm(4, width), nn.ReLU(), nn.ConvTranspose2d(width, shape[0], 4, stride=2, padding=1))
-
-    def encode(self, x, y):
-        return self.answer(torch.cat([self.encoder(x.view(-1, *self.shape)), y @ self.label.weight], 1)).chunk(2, 1)
-
-    def decode(self, z, y):
-        drawn = self.decoder(self.start(torch.cat([z, y @ self.label.weight], 1)))
-        return drawn[:, :, :self.shape[1], :self.shape[2]].flatten(1)
-
-    @torch.no_grad()
-    def generate(self, labels, z=None):
-        if z is None:
-            z = torch.randn(len(labels), self.latent_dim, device=labels.device)
-        return self.decode(z, F.one_hot(labels, self.classes).float()).sigmoid()
-"""
+PAGE = (REPOSITORY / "notebooks" / "own_pictures.md").read_text(encoding="utf-8")
+CONVOLUTIONS = PAGE.split("```python\n")[1].split("```")[0].replace("width=16", "width=4")      # what readers are to paste
 PERCEPTRON = next(cell for cell in cells_of("01") if "class CVAE" in cell).replace("(512, 256)", "(48, 32, 16)")
 FORGET = {"MNIST": [0, 7], "digits8.npz": ["3"], "letters.npz": ["B"], "drawings": "star"}
 
@@ -171,7 +138,7 @@ def test_another_source_than_the_models_is_refused(drawn, quick, number, until):
 @pytest.mark.parametrize("old, new, said", [
     ("self.latent_dim, self.classes", "self.size, self.classes", "lacks latent_dim"),
     ("class CVAE", "class Mine", "is to be called CVAE"),
-    ("\nimport torch\n", "\n", "one cell that holds all it needs")])             # another cell has imported it
+    ("import torch\n", "", "one cell that holds all it needs")])             # another cell has imported it
 def test_a_model_that_could_not_go_on_is_not_trained(old, new, said, quick, tmp_path):
     cell = CONVOLUTIONS.replace(old, new) + "\n\nCVAE = Mine\n" * ("Mine" in new)
     with pytest.raises(WorkspaceError, match=said):

@@ -41,12 +41,10 @@ class Pictures:
     def __init__(self, images, labels, name="pictures", shape=(1, 28, 28), classes=tuple("0123456789")):
         n, pixels, most = len(images), prod(shape), len(classes) - 1
         if images.dtype != torch.uint8 or images.shape != (n, pixels) or not n:
-            raise ValueError(f"{name}: images must be uint8 of shape (N, {pixels}) with N > 0, found {images.dtype} of shape "
-                             f"{tuple(images.shape)}.")
+            raise ValueError(f"{name}: images must be uint8, (N, {pixels}), N > 0; found {images.dtype}, {tuple(images.shape)}.")
         if labels.shape != (n,) or labels.is_floating_point() or labels.min() < 0 or labels.max() > most:
             raise ValueError(f"{name}: labels must be {n} whole numbers from 0 to {most}, found {labels}.")
-        self.images, self.labels, self.name = images, labels.long(), name
-        self.shape, self.classes = tuple(shape), tuple(classes)
+        self.images, self.labels, self.name, self.shape, self.classes = images, labels.long(), name, tuple(shape), tuple(classes)
         self.restart()
 
     def __len__(self):

@@ -27,11 +27,11 @@ def picture(images, shape):
 class CVAE(nn.Module):
     """p(x|z,c) and q(z|x,c) as two mirrored MLPs, with Bernoulli pixels (the paper's Appendix on MNIST, and its code).
 
-    It stands in notebook 01 in the same words, for a reader to change. shape: of a picture, (channels, height, width), P
-    pixels in all; classes: how many labels, K; config: what rebuilds the model, CVAE(**config).
+    It stands in notebook 01 in the same words, but for the defaults, for a reader to change. shape: of a picture, (channels,
+    height, width), P pixels in all; classes: how many labels, K; config: what rebuilds the model, CVAE(**config).
     """
 
-    def __init__(self, latent_dim=8, hidden=(512, 256), shape=(1, 28, 28), classes=10):
+    def __init__(self, latent_dim=8, shape=(1, 28, 28), classes=10, hidden=(512, 256)):
         super().__init__()
         self.latent_dim, self.classes, pixels = latent_dim, classes, prod(shape)
         self.config = {"latent_dim": latent_dim, "hidden": [*hidden], "shape": [*shape], "classes": classes}
