@@ -48,7 +48,7 @@ def compare(method, forget=(0,), seeds=(1, 2, 3), experiment=None, name="", scal
     missing = [row for row in REFERENCES if row not in of(same, "inversion from 100 images")["name"].values]
     beside = [experiment.run([{"method": row, "forget": forget, "scale": scale, "seed": seed} for seed in seeds],
                              "rows/references", n_jobs, **more) for row in missing]
-    others = known[(known["original"] == own["original"][0]) & ~known["name"].isin(missing)]
+    others = known[(known["original"] == own["original"][0]) & known["name"].isin({*METHODS} - {*missing})]
     lines = summary(pd.concat([others, *beside, own]), COLUMNS).astype(object)
     lines.loc["flat grey"] = ["–", "+0.000", "1.000", *["–"] * (len(COLUMNS) - 2)]
     notes = [f"{name} ran for {scale:g} of its steps, and so did its attacks: its row is no result yet."] * (scale != 1)

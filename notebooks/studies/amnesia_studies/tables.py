@@ -111,7 +111,7 @@ def released():
             continue
         judges = {digest for name, digest in records[0]["lineage"].items() if name.startswith("classifier")}
         tables.append(table(records, path.stem, original, released_grey(path.parent, judges)))
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat(tables, ignore_index=True).copy()  # in one piece, or pandas warns of fragments
 
 
 def released_grey(folder, judges):
@@ -140,7 +140,7 @@ def less(runs, control, on=("original", "label", "seed")):
     change[[name for name in SHARES if name in columns]] *= 100
     stay = [name for name in columns if name.startswith(("P", "H"))]
     runs[columns] = change.assign(**runs[stay])
-    return runs
+    return runs.copy()                                  # in one piece, as released() is
 
 
 def summary(runs, columns, by="name"):
