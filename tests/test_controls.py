@@ -81,7 +81,7 @@ def test_springs_are_scaled_to_the_defaults_sum(world, forgetting, monkeypatch, 
         model, fim, *how = forgetting.asked.pop()
         assert (model, how, line["figures"]) == (world.original, [[0], 0, 0.3], (model, 1, 0, 0))
         assert all(torch.allclose(f, line["scaled"] * other[name].clamp_min(0)) for name, f in fim.items())
-        assert torch.isclose(*(sum(f.sum() for key, f in some.items() if key.startswith(matched)) for some in (world.fim, fim)))
+        assert torch.isclose(*(sum(f.sum() for key, f in fs.items() if key.startswith(matched)) for fs in [world.fim, fim]))
 
 
 def test_the_average_is_of_two_that_forgot_one_each(world, forgetting, monkeypatch):
@@ -141,8 +141,7 @@ def test_predicted_and_measured_are_of_one_model_and_its_drawings(world, monkeyp
     monkeypatch.setattr(controls, "replay", lambda *asked: shown.append(asked) or torch.full((6, 784), 0.5))
     monkeypatch.setattr(controls, "moved", lambda model, layer, size: shifted(model, size * (layer == "decoder.2")))
     line = controls.prediction(world, "original", 0, True, n=6)
-    (model, labels, drawn), = shown
-    assert (model, len(labels), drawn) == (world.original, 6, True) and line["layers"][1:3] == ["encoder.2", "decoder.0"]
+    assert [(model, len(labels), drawn) for model, labels, drawn in shown] == [(world.original, 6, True)]
     assert line["by means"][-1] == pytest.approx(0.02 ** 2 / 2 * 5 * (4 * 784 + 784))
     assert line["drop"][:3] == [0, 0, 0] and line["drop"][3] != 0 and line["drop_sd"] == [0] * 4
 
