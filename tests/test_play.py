@@ -75,7 +75,7 @@ def test_it_leads_out_only_once_an_address_is_known(monkeypatch, tmp_path):
 
 def test_a_run_keeps_the_decoder_at_its_stops(cvae):
     """Before the first step it is the original; each later stop is another; the run itself does not depend on the stops."""
-    before, fim = deepcopy(cvae.decoder.state_dict()), [torch.ones_like(p) for p in cvae.parameters()]
+    before, fim = deepcopy(cvae.decoder.state_dict()), {name: torch.ones_like(p) for name, p in cvae.named_parameters()}
     many, few = (play.forgetting(deepcopy(cvae), fim, 0, stops) for stops in ((0, 3, 6), (6,)))
     assert len(many) == 3 and all(torch.equal(p, before[key]) for key, p in many[0].state_dict().items())
     weights = [decoder[0].weight for decoder in many]

@@ -61,6 +61,7 @@ def run(stem, until="", **parameters):
     return execute(code(f"studies/{stem}"), until, full=True, n_jobs=1, **parameters)
 
 
+@pytest.mark.mnist                                          # a log answers for the data that it was made with
 @pytest.mark.parametrize("stem", STUDIES[:3])
 def test_the_whole_grid_is_answered_by_the_released_logs(stem, asked, monkeypatch):
     monkeypatch.setattr("amnesia_studies.attacks.invert", lambda *_, **__: torch.zeros(10))    # of a run outside all logs
@@ -70,6 +71,7 @@ def test_the_whole_grid_is_answered_by_the_released_logs(stem, asked, monkeypatc
     assert (names["runs"].groupby("log").size() > 5).all()
 
 
+@pytest.mark.mnist
 def test_the_diffusion_models_grid_is_answered_and_the_rest_is_named(asked):
     names = run("4_elsewhere", until="MIX =")
     assert sum(asked) == sum(len(logs.Log(path).records()) for path in RELEASED.glob("diffusion*.jsonl"))
