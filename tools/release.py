@@ -68,7 +68,10 @@ def execute(path, workspace):
         cell.metadata.pop("execution", None)  # time stamps, which would make every run a change
         CoalesceStreamsPreprocessor().preprocess_cell(cell, {}, 0)  # progress as it ends up on a screen, in one line
     notebook.metadata["code"] = digest
-    nbformat.write(notebook, path)
+    written = nbformat.writes(notebook)
+    for folder in (workspace, REPOSITORY):                  # where this machine keeps things is nobody's affair
+        written = written.replace(f"{folder}/", "")
+    path.write_text(written + "\n")
     print(f"{path.name}: {seconds:.0f} s")
     return seconds
 
