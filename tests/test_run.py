@@ -62,7 +62,7 @@ def test_words_choose_notebooks_and_parameters_and_a_copy_is_run_by_its_full_nam
     assert asked("03_forget-Copy1", "03_forget_mine.ipynb") == [("03_forget-Copy1", {}), ("03_forget_mine", {})]
     assert asked(f"studies/{study}_mine") == [(f"{study}_mine", {})]
     nbformat.write(nbformat.v4.new_notebook(), "studies/2_mine.ipynb")
-    with pytest.raises(SystemExit, match=rf"^'studies/2' names studies/2_mine and studies/{study}\. There are"):
+    with pytest.raises(SystemExit, match=rf"^'studies/2' names studies/{study} and studies/2_mine\. There are"):
         asked("studies/2")
 
 

@@ -212,6 +212,7 @@ class Workspace:
             with suppress(OSError):                         # write says what is wrong
                 made.mkdir(parents=True, exist_ok=True)
             write(made / ".writable", b"")
+            (made / ".writable").unlink(missing_ok=True)
 
     def find(self, name):
         """The path of an input: the workspace's own file, else the released one, else None. Raises ValueError for a path."""
