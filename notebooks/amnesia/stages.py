@@ -143,10 +143,12 @@ class Stage:
 
         Returns how many steps are done: 0 for a fresh start.
         """
+        if not there(self.unfinished):
+            return 0
         try:
             saved = Saved(self.unfinished)
         except WorkspaceError as error:
-            print(f"Starting anew: {error}") if there(self.unfinished) else None
+            print(f"Starting anew: {error}")
             return 0
         for name, part in parts.items():
             state = saved.content[name]
