@@ -98,7 +98,7 @@ def diagonal_fisher(cvae, n_samples, batch_size=500, progress=iter, labels=10, i
     return {name: value / n_samples for name, value in total.items()}
 
 
-class Spring(torch.autograd.Function):
+class _Spring(torch.autograd.Function):
     """1/2 sum F (theta - theta*)^2, whose gradient F (theta - theta*) is known: autograd's own costs a third of a step."""
 
     @staticmethod
@@ -120,4 +120,4 @@ def ewc_penalty(model, old, fim):
     had of it.
     """
     names = [name for name, _ in model.named_parameters()]
-    return Spring.apply([p.detach() for p in old.parameters()], [fim[name] for name in names], *model.parameters())
+    return _Spring.apply([p.detach() for p in old.parameters()], [fim[name] for name in names], *model.parameters())
