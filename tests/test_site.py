@@ -201,7 +201,8 @@ const outside = [...open[0].querySelectorAll("*"), open[0]].filter(one => {
     const inside = left > -1 && top > -1 && right < innerWidth + 1 && bottom < innerHeight + 1;
     return one.checkVisibility() && !one.closest("math") && right > left && !inside;
 });
-return [open.length, open[0].textContent, outside.map(one => one.outerHTML.slice(0, 80)), slides.length];
+const pictures = [...open[0].querySelectorAll("img")].map(one => one.src).join();
+return [open.length, open[0].textContent, outside.map(one => one.outerHTML.slice(0, 80)), slides.length, pictures];
 """
 
 
@@ -218,15 +219,16 @@ def test_slides_are_slides(site, browser, width, height):
         deadline = time.monotonic() + 60
         while not browser.execute_script("return slides.length && !!document.getElementById('number').textContent"):
             assert time.monotonic() < deadline
-        texts, many = [], 2
+        texts, pictures, many = [], [], 2
         while len(texts) < many:
             browser.execute_script("document.querySelectorAll('section:not([hidden]) details').forEach(one => one.open = 1)")
             time.sleep(0.05)
-            open_ones, text, outside, many = browser.execute_script(SLIDE)
+            open_ones, text, outside, many, picture = browser.execute_script(SLIDE)
             assert (open_ones, outside) == (1, []), f"{lesson.name}, slide {len(texts) + 1}"
             texts.append(text)
+            pictures.append(picture)                    # two slides may have one heading and a picture each
             browser.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
-        assert many > 8 and len(set(texts)) == many
+        assert many > 8 and len({*zip(texts, pictures, strict=True)}) == many
         browser.switch_to.active_element.send_keys(Keys.ARROW_LEFT)
         assert browser.execute_script(SLIDE)[1] == texts[-2] and browser.current_url.endswith(f"#{many - 1}")
         page = parsed(site / f"{lesson.stem}.html").main
