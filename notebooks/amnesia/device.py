@@ -15,15 +15,11 @@ used = torch.device("cpu")  # what pick_device last found, for the record in eve
 def pick_device(device="auto"):
     """The torch.device for the parameter `device`, a name or a torch.device: "auto" is a GPU if there is one that works.
 
-    From here on torch makes float32 on the CPU and keeps gradients, its own defaults, whatever a startup file chose: the
-    same settings then give the same files. And it takes no more threads than this process may keep busy, unless
-    OMP_NUM_THREADS says how many: in a container it would take one for each core of the machine. Raises ValueError if a
-    device that was asked for is absent or cannot be used.
+    From here on torch takes no more threads than this process may keep busy, unless OMP_NUM_THREADS says how many: in a
+    container it would take one for each core of the machine. Of several cards, the one that is taken is torch's current one.
+    Raises ValueError if a device that was asked for is absent or cannot be used.
     """
     global used
-    torch.set_default_dtype(torch.float32)
-    torch.set_default_device(None)
-    torch.set_grad_enabled(True)
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(torch.get_num_threads(), cpu_count()))  # joblib's count knows quotas and affinity
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -36,6 +32,8 @@ def pick_device(device="auto"):
             raise ValueError(f'device={device!r}: not available here ({error}). Use "auto" or "cpu".') from error
         print(f"The GPU here ({best}) cannot be used by torch {torch.__version__} ({error}): going on with the CPU.")
         used = torch.device("cpu")
+    if used.type == "cuda":
+        torch.cuda.set_device(used)
     return used
 
 
@@ -61,21 +59,14 @@ def quick_products():
     """Within it, float32 matrix products may round their inputs where torch does that by itself: to bfloat16 on a CPU with
     AMX, to TF32 on an NVIDIA GPU. On other CPUs torch then takes its quicker float32 kernels. Sums stay float32.
 
-    The user's own setting is back afterwards. One that was made by torch's newer attributes (fp32_precision, from 2.9 on),
-    so that torch refuses to name it by the older ones, stays in force.
+    The user's own setting is back afterwards.
     """
-    try:
-        before = torch.get_float32_matmul_precision()
-        torch.backends.cuda.matmul.allow_tf32  # noqa: B018 - raises as well where settings are mixed
-    except RuntimeError:
-        before = None
-    if before:
-        torch.set_float32_matmul_precision("medium")
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
     try:
         yield
     finally:
-        if before:
-            torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(before)
 
 
 def bfloat16_products(device):
@@ -84,21 +75,8 @@ def bfloat16_products(device):
 
 
 def generators(device):
-    """{kind: (module, arguments)} of the random number generators that a run on `device` draws from."""
-    cards = {"cuda": (torch.cuda, (device,)), "mps": (torch.mps, ())}
-    return {"cpu": (torch, ())} | {kind: found for kind, found in cards.items() if kind == device.type}
-
-
-def rng_state(device):
-    """The states of the random number generators that a run on `device` draws from, for set_rng_state."""
-    return {kind: module.get_rng_state(*which) for kind, (module, which) in generators(device).items()}
-
-
-def set_rng_state(state, device):
-    """Puts the generators back to where rng_state(device) was taken; those of another kind of device stay as they are."""
-    for kind, (module, which) in generators(device).items():
-        if kind in state:
-            module.set_rng_state(state[kind], *which)
+    """{kind: module} of the random number generators that a run on `device` draws from."""
+    return {"cpu": torch} | ({} if device.type == "cpu" else {device.type: torch.get_device_module(device)})
 
 
 def progress(iterable=None, **options):

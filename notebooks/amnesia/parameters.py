@@ -23,7 +23,6 @@ STAGES = {"01": ("cvae.pt", {}, "dataset seed steps batch_size learning_rate sch
                  "dataset seed model forget n_per_class"),
           "05": ("evaluation-{tag}.json", {"original": "{model}.pt", "amnesiac": "amnesiac-{tag}.pt",
                                            "samples": "samples-{tag}.pt"}, "dataset seed model forget")}
-CONTRACT = "encode", "decode", "generate", "latent_dim", "config"   # what a model must have
 DIGITS = {"shape": [1, 28, 28], "classes": list("0123456789")}      # of files from before these were recorded
 
 
@@ -72,27 +71,6 @@ def forget_from(saved, forget, classes):
     return forgotten, kept, before
 
 
-class Begun(Stage):
-    """The stage of a notebook: its parameters are its attributes (stage.steps), and so are its inputs.
-
-    dev: the torch.device; store: the Workspace; classes: the names; shape: (channels, height, width); files: its inputs as
-    Saved, by "original", "fim", "amnesiac", "samples", "judge"; train, test: Pictures, for 01 and 05; forgotten, kept,
-    before: labels; tag: what files of these are called by, "0" or "3-8".
-    """
-
-    def load(self, *functions, model=None):
-        if late := [name for name, value in self.given.items() if repr(self.notebook.get(name)) != value]:
-            print(f"Changed since the cell “This stage”, and without effect until it is run again: {', '.join(late)}.")
-        missing = [name for name in CONTRACT if not hasattr(model, name)] if model is not None else []
-        if missing or (model is not None and type(model).__name__ != "CVAE"):
-            raise WorkspaceError(f"The class of your model is to be called CVAE and to have {', '.join(CONTRACT)}. This one is a "
-                                 f"{type(model).__name__}{' and lacks ' * bool(missing)}{', '.join(missing)}.")
-        return super().load(*functions, model=model)
-
-    def save(self, **content):
-        return super().save(**content, **({"pictures": self.pictures} if self.path.suffix == ".pt" else {}))
-
-
 def check_pictures(data, train, path):
     """Raises WorkspaceError unless a model was trained on these pictures, by their digest in `data`; {} says nothing."""
     small = train.name.startswith(SMALL) and any(name.startswith("MNIST") for name in data)     # it is a part of MNIST
@@ -104,9 +82,12 @@ def check_pictures(data, train, path):
 def begin(number, notebook):
     """Begins stage `number`, "01" to "05", of a notebook (its globals()): parameters, workspace, device, inputs, its file.
 
-    From here on a stage goes by these: a parameter that is changed later has no effect until this is called again, and
-    Begun.load says so. Returns Begun. Raises ValueError for a bad parameter, DataError for bad pictures, and WorkspaceError
-    for an input that is missing, damaged, or does not belong to the others.
+    Returns a Stage whose attributes are the parameters (stage.steps), and more: dev, the torch.device; store, the Workspace;
+    classes, the names; shape, (channels, height, width); files, its inputs as Saved, by "original", "fim", "amnesiac",
+    "samples", "judge"; train and test, Pictures, for 01 and 05; forgotten, kept and before, labels; tag, what files of these
+    are called by, "0" or "3-8". A parameter that is changed later has no effect until this is called again, and Stage.load
+    says so. Raises ValueError for a bad parameter, DataError for bad pictures, and WorkspaceError for an input that is
+    missing, damaged, or does not belong to the others.
     """
     makes, reads, shaping = STAGES[number]
     given = {name: notebook[name] for name in (*shaping.split(), "overwrite", "use_drive", "workspace", "device")}
@@ -124,7 +105,7 @@ def begin(number, notebook):
     for title, file in reads.items():
         saved = files[title] = store.load(file.format_map(names), made_from=[*files.values()])
         if title == "original":
-            pictures = saved.content.get("pictures", DIGITS | {"data": saved.lineage if model == "cvae" else {}})
+            pictures = getattr(saved, "pictures", DIGITS | {"data": saved.lineage if model == "cvae" else {}})
             if saved.settings.get("dataset", settings["dataset"]) != settings["dataset"]:
                 raise ValueError(f"dataset={given['dataset']!r}: {saved.path} is of {saved.settings['dataset']!r}.")
         if title == "original" and "forget" in given:
@@ -141,8 +122,6 @@ def begin(number, notebook):
     if number == "05":
         check_pictures(pictures["data"], data[0], files["original"].path)
         files["judge"] = load_judge(store, dev, train=data[0], data=pictures["data"])
-    stage = Begun(store, makes.format_map(names), settings, [*files.values(), *data], given["overwrite"])
-    vars(stage).update(settings | more, files=files, store=store, dev=dev, notebook=notebook, pictures=pictures,
-                       given={name: repr(value) for name, value in given.items()},
-                       shape=tuple(pictures["shape"]), classes=tuple(pictures["classes"]))
-    return stage
+    return Stage(store, makes.format_map(names), settings, [*files.values(), *data], given["overwrite"], **more, files=files,
+                 store=store, dev=dev, notebook=notebook, pictures=pictures, shape=tuple(pictures["shape"]),
+                 classes=tuple(pictures["classes"]), given={name: repr(value) for name, value in given.items()})
