@@ -47,6 +47,6 @@ def test_there_are_no_circles_and_nothing_of_the_studies():
                                 [alias.name for alias in node.names] if isinstance(node, ast.Import) else []))
 
 
-@pytest.mark.parametrize("machine", ["training", "figures", "panel", "checkpoints", "stages", "device"])
+@pytest.mark.parametrize("machine", ["training", "figures", "checkpoints", "stages", "device", "reading"])
 def test_the_machinery_knows_nothing_of_vaes_or_digits(machine):
     assert behind(machine).isdisjoint({"data", "models", "fisher", "evaluation", "parameters"})

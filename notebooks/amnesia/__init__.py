@@ -17,11 +17,10 @@ from .evaluation import (
                          train_judge,
                          wilson_interval,
 )
-from .figures import few_greys, filmstrip, gif, middles, name_classes, png, show, show_tile, subplots
+from .figures import few_greys, filmstrip, gif, name_classes, panel, play, png, show, show_tile, subplots
 from .fisher import diagonal_fisher, ewc_penalty, squared_gradients
 from .models import CVAE, Classifier, bernoulli_nll, negative_elbo_terms, one_hot, picture
-from .panel import check, panel, play
-from .parameters import begin, check_parameters
+from .parameters import begin, check, check_parameters
 from .stages import Stage
 from .training import Diverged, fit, grow, jitter
 

@@ -1,6 +1,8 @@
-"""What a reader may set, checked; and the call that begins a notebook's stage with it."""
+"""What a reader may set, checked; the call that begins a notebook's stage with it; and what a reader answers, checked."""
 
 from numbers import Integral
+
+import torch
 
 from .checkpoints import Workspace, WorkspaceError
 from .data import SMALL, load_pictures, name_of
@@ -125,3 +127,31 @@ def begin(number, notebook):
     return Stage(store, makes.format_map(names), settings, [*files.values(), *data], given["overwrite"], **more, files=files,
                  store=store, dev=dev, notebook=notebook, pictures=pictures, shape=tuple(pictures["shape"]),
                  classes=tuple(pictures["classes"]), given={name: repr(value) for name, value in given.items()})
+
+
+def fault(answer, truth, rel):
+    """What is wrong with an answer, in words; "" if nothing is."""
+    if isinstance(truth, str):
+        return "" if answer == truth else "look again."
+    answer, truth = (torch.as_tensor(value).detach().cpu().double() for value in (answer, truth))
+    if answer.squeeze().shape != truth.squeeze().shape:
+        return f"its shape is {tuple(answer.shape)}, and should be {tuple(truth.shape)}."
+    factor = ((answer * truth).sum() / truth.square().sum()).item()
+    faults = {factor: f"it is {factor:.3g} times what it should be.", -1: "the sign is wrong.", 1: ""}
+    near = [scale for scale in faults if (answer - scale * truth).norm() <= rel * abs(scale) * truth.norm()]
+    return faults[near[-1]] if near else "its shape is right, but no factor makes its values right."
+
+
+def check(answer, truth, because, rel=1e-3, on=()):
+    """Says in a sentence whether an answer is right, and else what is wrong: its shape, its sign, a factor.
+
+    Words must be the same, numbers and tensors within a share `rel`, in norm. on: what to call answer and truth with, where
+    they are functions. Never raises: None, a blank, is not answered yet; what cannot be compared is not right yet.
+    """
+    if answer is None:
+        return print("Not answered yet: put your answer in the place of None, and run this cell again.")
+    try:
+        wrong = fault(answer(*on) if callable(answer) else answer, truth(*on) if callable(truth) else truth, rel)
+    except Exception as error:                              # whatever a reader's own function raises
+        wrong = f"{type(error).__name__}: {error}"
+    print(f"Not yet right: {wrong}" if wrong else f"Right: {because}")
