@@ -103,13 +103,10 @@ def unpack(name, packed):
         content = json.loads(packed)
         intact = content.pop("sha256") == sha256(json.dumps(content))
     else:
-        with zipfile.ZipFile(io.BytesIO(packed)) as archive:
-            intact = archive.testzip() is None              # torch.load does not look at the archive's checksums
-        content = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True) if intact else None
-    if not intact:
-        raise ValueError("wrong checksum")
-    if not isinstance(content, dict) or content["name"] != name or not {"settings", "lineage"} <= content.keys():
-        raise ValueError("not saved under this name")
+        intact = zipfile.ZipFile(io.BytesIO(packed)).testzip() is None          # torch.load does not look at its checksums
+        content = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
+    if not intact or not {"name", "settings", "lineage"} <= {*content} or content["name"] != name:
+        raise ValueError("wrong checksum, or saved under another name")
     return content
 
 

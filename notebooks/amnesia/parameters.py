@@ -16,15 +16,15 @@ RANGES = {"steps": (1, 10**7), "batch_size": (1, 10**5), "latent_dim": (1, 128),
           "dropout": (0.0, 0.99), "lam": (0.0, 1e12), "gamma": (0.0, 1e12)}
 CHOICES = {"overwrite": (True, False), "use_drive": (True, False), "full": (True, False),
            "remember": ("distil", "replay"), "schedule": ("one-cycle", "constant")}
-# Of each stage: the file that it makes, those that it reads, each made from those before it, and what shapes it and is recorded
+# Of each stage: the file that it makes; those that it reads beside the model, each made from those before it; and what shapes
+# the file and is recorded
 STAGES = {"01": ("cvae.pt", {}, "dataset seed steps batch_size learning_rate schedule weight_decay dropout latent_dim"),
-          "02": ("fim-{model}.pt", {"original": "{model}.pt"}, "dataset seed model n_samples"),
-          "03": ("amnesiac-{tag}.pt", {"original": "{model}.pt", "fim": "fim-{model}.pt"},
+          "02": ("fim-{model}.pt", {}, "dataset seed model n_samples"),
+          "03": ("amnesiac-{tag}.pt", {"fim": "fim-{model}.pt"},
                  "dataset seed model forget steps batch_size learning_rate schedule lam gamma remember surrogate"),
-          "04": ("samples-{tag}.pt", {"original": "{model}.pt", "amnesiac": "amnesiac-{tag}.pt"},
-                 "dataset seed model forget n_per_class"),
-          "05": ("evaluation-{tag}.json", {"original": "{model}.pt", "amnesiac": "amnesiac-{tag}.pt",
-                                           "samples": "samples-{tag}.pt"}, "dataset seed model forget")}
+          "04": ("samples-{tag}.pt", {"amnesiac": "amnesiac-{tag}.pt"}, "dataset seed model forget n_per_class"),
+          "05": ("evaluation-{tag}.json", {"amnesiac": "amnesiac-{tag}.pt", "samples": "samples-{tag}.pt"},
+                 "dataset seed model forget")}
 DIGITS = {"shape": [1, 28, 28], "classes": list("0123456789")}      # of files from before these were recorded
 
 
@@ -32,29 +32,26 @@ def check_parameters(**parameters):
     """Raises ValueError, naming the parameter, for what is no number of Python's own, or lies outside its range, and for
     what is none of its choices: "no" would be taken for yes."""
     for name, value in parameters.items():
-        choices, (least, most) = CHOICES.get(name), RANGES.get(name, (None, None))
-        if choices and not any(type(value) is type(choice) and value == choice for choice in choices):
-            raise ValueError(f"{name}={value!r}: expected {' or '.join(map(repr, choices))}.")
+        if name in CHOICES and not any(type(value) is type(choice) and value == choice for choice in CHOICES[name]):
+            raise ValueError(f"{name}={value!r}: expected {' or '.join(map(repr, CHOICES[name]))}.")
+        least, most = RANGES.get(name, (None, None))
         if name in RANGES and not (type(value) in (int, type(least)) and least <= value <= most):      # NaN is in no range
             kind = "a whole number" if type(least) is int else "a number"
-            note = " This is text: write 0.3 without quotes; for papermill, 1.0e-4 and not 1e-4." * isinstance(value, str)
-            raise ValueError(f"{name}={value!r}: expected {kind} from {least:,} to {most:,}, of Python's own.{note}")
+            raise ValueError(f"{name}={value!r}: expected {kind} of Python's own, and no text, from {least:,} to {most:,}.")
 
 
 def labels_of(asked, classes, name="forget"):
     """Labels or names of classes, one or several, as a sorted list of labels. Raises ValueError, naming the parameter."""
     asked = asked.tolist() if hasattr(asked, "tolist") else asked
-    names, found = [*classes, *(each.casefold() for each in classes)], []       # "a" is not "A" where both are there
+    names, found = [*classes, *map(str.casefold, classes)], []       # "a" is not "A" where both are there
     for each in asked if isinstance(asked, (list, tuple, set)) else [asked]:
-        each = each.tolist() if hasattr(each, "tolist") else each
         if isinstance(each, str) and (each in names or each.casefold() in names):
             found.append(names.index(each if each in names else each.casefold()) % len(classes))
         elif isinstance(each, Integral) and not isinstance(each, bool) and 0 <= each < len(classes):
             found.append(int(each))
         else:
-            hint = " This is text: give papermill a list with -y, not -p." if isinstance(asked, str) and "[" in asked else ""
-            raise ValueError(f"{name}={asked!r}: expected labels from 0 to {len(classes) - 1}, or names among "
-                             f"{', '.join(classes)}, as in {name}=[0] or {name}=[{classes[0]!r}].{hint}")
+            raise ValueError(f"{name}={asked!r}: expected a list of labels from 0 to {len(classes) - 1}, or of names among "
+                             f"{', '.join(classes)}, as in {name}=[0] or {name}=[{classes[0]!r}].")
     return sorted(set(found))
 
 
@@ -94,27 +91,25 @@ def begin(number, notebook):
     makes, reads, shaping = STAGES[number]
     given = {name: notebook[name] for name in (*shaping.split(), "overwrite", "use_drive", "workspace", "device")}
     check_parameters(**given)
-    model = given.get("model", "cvae")
-    if not isinstance(model, str) or model.endswith(".pt"):
-        raise ValueError(f"model={model!r}: expected the name of a checkpoint without its ending, such as 'cvae'.")
     settings = {name: given[name] for name in shaping.split()} | {"dataset": name_of(given["dataset"])}
     store, dev = Workspace(given["workspace"], given["use_drive"], given["dataset"]), pick_device(given["device"])
     data = load_pictures(given["dataset"], store.data, dev) if number in ("01", "05") else []
-    files, more, names = {}, dict(zip(("train", "test"), data, strict=False)), {"model": model}
+    files, more = {}, dict(zip(("train", "test"), data, strict=False))
     if number == "01":
         train, data = data[0], data[:1]
         pictures = {"shape": [*train.shape], "classes": [*train.classes], "data": {train.name: train.digest}}
+    else:
+        original = files["original"] = store.load(f"{given['model']}.pt")
+        pictures = getattr(original, "pictures", DIGITS | {"data": original.lineage if given["model"] == "cvae" else {}})
+        if original.settings.get("dataset", settings["dataset"]) != settings["dataset"]:
+            raise ValueError(f"dataset={given['dataset']!r}: {original.path} is of {original.settings['dataset']!r}.")
+    if "forget" in given:
+        forgotten, kept, before = forget_from(original, given["forget"], pictures["classes"])
+        more |= {"forgotten": forgotten, "kept": kept, "before": before, "tag": "-".join(map(str, sorted(before + forgotten)))}
+        settings["forget"] = forgotten
+    names = given | more
     for title, file in reads.items():
-        saved = files[title] = store.load(file.format_map(names), made_from=[*files.values()])
-        if title == "original":
-            pictures = getattr(saved, "pictures", DIGITS | {"data": saved.lineage if model == "cvae" else {}})
-            if saved.settings.get("dataset", settings["dataset"]) != settings["dataset"]:
-                raise ValueError(f"dataset={given['dataset']!r}: {saved.path} is of {saved.settings['dataset']!r}.")
-        if title == "original" and "forget" in given:
-            forgotten, kept, before = forget_from(saved, given["forget"], pictures["classes"])
-            names["tag"] = "-".join(map(str, sorted(before + forgotten)))
-            more |= {"forgotten": forgotten, "kept": kept, "before": before, "tag": names["tag"]}
-            settings["forget"] = forgotten
+        files[title] = store.load(file.format_map(names), made_from=[*files.values()])
     if number == "03":
         settings["forgotten_before"] = before
         if settings["surrogate"] != "noise":

@@ -116,18 +116,16 @@ class Stage:
     def save(self, **content):
         """Saves the finished stage and returns it as Saved: state, config and metrics for a .pt, plain values for a .json.
 
-        A finished file of other settings, inputs or code is kept, under a name that has the first digits of its digest.
+        Another file that was there is kept, under a name that has the first digits of its digest.
         """
         content |= {"pictures": self.pictures} if self.pictures and self.path.suffix == ".pt" else {}
         packed = pack(self.path.name, {**self.record, **content})
         saved = Saved(self.path, packed)                    # checked before it is written
         with FileLock(self.path.with_name(".lock")):        # three that finish at once, one after the other
-            if there(self.path) and sha256(old := retry(self.path.read_bytes)) != saved.digest:
-                with suppress(WorkspaceError):
-                    if self.changes(Saved(self.path, old)):
-                        kept = self.path.with_name(f"{self.path.stem}.{sha256(old)[:8]}{self.path.suffix}")
-                        write(kept, old)
-                        print(f"{self.path.name} was another run's: kept as {kept}")
+            if there(self.path) and (old := retry(self.path.read_bytes)) != packed:
+                kept = self.path.with_name(f"{self.path.stem}.{sha256(old)[:8]}{self.path.suffix}")
+                write(kept, old)
+                print(f"{self.path.name} was another run's: kept as {kept}")
             write(self.path, packed)
         with suppress(OSError):                             # what is left of it does no harm
             self.unfinished.unlink(missing_ok=True)
