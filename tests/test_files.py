@@ -216,7 +216,7 @@ def test_a_drive_that_refuses_for_a_moment_is_asked_again_and_else_nothing_is_ca
     assert "Move it away" not in str(caught.value)
 
 
-def test_progress_that_cannot_be_saved_costs_no_run_and_a_damaged_one_starts_anew(store, monkeypatch, capsys):
+def test_progress_that_cannot_be_saved_costs_no_run_and_a_damaged_one_is_refused(store, monkeypatch, capsys):
     parts, cpu = {"state": {"w": torch.ones(1)}}, torch.device("cpu")
     stage = Stage(store, "cvae.pt", SETTINGS)
     stage.save_progress(parts, 7, cpu)
@@ -226,7 +226,8 @@ def test_progress_that_cannot_be_saved_costs_no_run_and_a_damaged_one_starts_ane
     assert "goes on" in capsys.readouterr().out and stage.resume(parts, cpu) == 7
     assert Stage(store, "cvae.pt", {**SETTINGS, "steps": 4}).resume(parts, cpu) == 0       # of another run
     stage.unfinished.write_bytes(stage.unfinished.read_bytes()[:500])
-    assert stage.resume(parts, cpu) == 0 and "Starting anew" in capsys.readouterr().out
+    with pytest.raises(WorkspaceError, match=r"unfinished\.pt is damaged.*Move it away"):
+        stage.resume(parts, cpu)
 
 
 class Unsaved(CVAE):

@@ -63,8 +63,7 @@ def there(path):
     """Whether there is a file at `path`. Raises WorkspaceError below a Google Drive that is not mounted: it cannot say, and
     what is made there would be lost."""
     if path.is_relative_to(DRIVE) and not os.path.ismount(DRIVE):
-        raise WorkspaceError(f"{path}: Google Drive is not mounted at {DRIVE}. Run “Set-up” and “This stage” again, or untick "
-                             "`use_drive`.")
+        raise WorkspaceError(f"{path}: Google Drive is not mounted. Run “Set-up” and “This stage” again, or untick `use_drive`.")
     return path.is_file()
 
 
@@ -82,8 +81,7 @@ def write(path, content):
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
-        raise WorkspaceError(f"{path} could not be written ({error}). What was there before is untouched. See that its drive is "
-                             "there and has room, then run this cell again: a run goes on from its last progress.") from error
+        raise WorkspaceError(f"{path} could not be written ({error}). What was there is whole: run this cell again.") from error
 
 
 def pack(name, content):
@@ -113,8 +111,7 @@ def unpack(name, packed):
 class Saved:
     """A file that was read and checked: its path, name, digest (SHA-256), and its entries as attributes: saved.state, ...
 
-    packed: its bytes, if they are known. Raises WorkspaceError if it could not be read, is damaged, or is not what its name
-    says. No message asks anyone to delete a file: it may be the reader's own, of another project.
+    packed: its bytes, if known. Raises WorkspaceError for what cannot be read, is damaged, or is not what its name says.
     """
 
     def __init__(self, path, packed=None):
@@ -123,11 +120,9 @@ class Saved:
             packed = packed or retry(path.read_bytes)       # once: another run may replace the file at any moment
             entries = unpack(path.name, packed)
         except (OSError, MemoryError) as error:
-            raise WorkspaceError(f"{path} could not be read ({error}). Nothing says that it is damaged: see that its drive is "
-                                 "there and that you may read it, then run this cell again.") from error
-        except Exception as error:                          # bytes that were tampered with can raise anything
-            why = error if type(error) is ValueError else type(error).__name__
-            raise refused(path, f"is damaged, or no file of this project ({why}). Move it away.") from error
+            raise WorkspaceError(f"{path} could not be read ({error}): see to its drive, and run this cell again.") from error
+        except Exception as error:                          # of any kind; and torch's own words advise to load it all the same
+            raise refused(path, f"is damaged, or no file of this project ({type(error).__name__}). Move it away.") from error
         vars(self).update(entries)                          # before what follows, so that no entry passes for it
         self.path, self.name, self.digest = path, path.name, sha256(packed)
 

@@ -1,5 +1,5 @@
-"""What a notebook shows: sample grids, GIFs, a panel with sliders, and words for those who do not see them. White background,
-grey digits, and a palette that colour-blind readers can tell apart, whatever the reader's own settings of matplotlib."""
+"""What a notebook shows: sample grids, GIFs, a panel with sliders, and words for those who do not see them. On white, in colours
+that colour-blind readers can tell apart, whatever the reader's own settings of matplotlib."""
 
 import html
 import io
@@ -28,10 +28,7 @@ def subplots(*shape, **options):
 
 
 def tile(images):
-    """Images (rows, columns, H, W) or (rows, columns, 3, H, W) as one picture, (rows * H, columns * W[, 3]) uint8.
-
-    Floats are taken as [0, 1].
-    """
+    """Images (rows, columns, [3,] H, W), uint8 or in [0, 1], as one picture, (rows * H, columns * W[, 3]) uint8."""
     images = torch.as_tensor(images)
     if images.is_floating_point():
         images = (images * 255).round().byte()
@@ -42,8 +39,7 @@ def tile(images):
 
 
 def few_greys(images):
-    """Images in [0, 1] as uint8 in thirteen greys, which keep a moving picture small. The middle one is 0.5, so that what
-    has become grey all over is shown as one grey."""
+    """Images in [0, 1] as uint8 in thirteen greys, which keep a moving picture small; what is grey all over is 0.5, one grey."""
     return ((torch.as_tensor(images) * 12).round() * (255 / 12)).round().byte()
 
 
@@ -93,35 +89,30 @@ def png(figure):
 def gif(frames, steps, row_labels, curves=None, marked=()):
     """Frames (n, rows, columns, ...), as of tile(), as an animated GIF's bytes, the step of each over it; the last one stays.
 
-    steps: (n,); curves: {name: (n,)}, drawn against them side by side under the frames, each with a dot and
-    its value at the step shown; marked: the rows to look at, whose labels stand white on black.
+    steps: (n,); curves: {name: (n,)}, drawn against them under the frames, each with a dot and its value at the step shown;
+    marked: the rows to look at, whose labels stand white on black.
     """
     curves = {name: torch.as_tensor(values).tolist() for name, values in (curves or {}).items()}
     rows, columns = frames.shape[1:3]
     heights = [0.35 * rows + 0.3, 0.75] if curves else [0.35 * rows + 0.3]
-    figure = Figure(figsize=(0.35 * columns + 0.3, sum(heights)), dpi=80, layout="constrained")
-    canvas = FigureCanvasAgg(figure)            # whatever the backend: those of pdf and svg have no pixels to read
-    strips = figure.subplot_mosaic([["frames"] * len(curves), [*curves]] if curves else [["frames"]], height_ratios=heights)
-    grid = strips.pop("frames")
-    show_tile(grid, frames[0], " ", row_labels)
-    for row in marked:
-        grid.get_yticklabels()[row].set(color="white", weight="bold", bbox={"facecolor": "black", "boxstyle": "square,pad=0.2"})
-    for name, strip in strips.items():
-        strip.set(xticks=[], yticks=[])
-        strip.plot(steps, curves[name], color="0.75")
-        strip.plot(steps[0], curves[name][0], "o", color="black")
-
+    mosaic = [["frames"] * len(curves), [*curves]] if curves else [["frames"]]
     pages = []
     for i, (frame, step) in enumerate(zip(frames, steps, strict=True)):
-        grid.images[0].set_data(tile(frame))
-        grid.set_title(f"step {step:,}", fontsize=10)
+        figure = Figure(figsize=(0.35 * columns + 0.3, sum(heights)), dpi=80, layout="constrained")
+        canvas = FigureCanvasAgg(figure)        # whatever the backend: those of pdf and svg have no pixels to read
+        strips = figure.subplot_mosaic(mosaic, height_ratios=heights)
+        grid = strips.pop("frames")
+        show_tile(grid, frame, f"step {step:,}", row_labels)
+        for row in marked:
+            grid.get_yticklabels()[row].set(color="white", weight="bold", bbox={"facecolor": "black", "pad": 2})
         for name, strip in strips.items():
-            strip.lines[1].set_data([step], [curves[name][i]])
+            strip.plot(steps, curves[name], color="0.75")
+            strip.plot(step, curves[name][i], "o", color="black")
             strip.set_title(f"{name} {curves[name][i]:.2f}", fontsize=10)
+            strip.set(xticks=[], yticks=[])
         canvas.draw()
-        drawn = np.asarray(canvas.buffer_rgba())[..., :3]
-        drawn = drawn.copy() if frames.ndim == 6 else few_greys(drawn.mean(2) / 255).numpy()
-        pages.append(PIL.Image.fromarray(drawn))
+        drawn = np.array(canvas.buffer_rgba())[..., :3]
+        pages.append(PIL.Image.fromarray(drawn if frames.ndim == 6 else few_greys(drawn.mean(2) / 255).numpy()))
     return encoded(pages, "GIF", duration=[200] * (len(pages) - 1) + [3000])
 
 

@@ -128,17 +128,18 @@ def fault(answer, truth, rel):
     """What is wrong with an answer, in words; "" if nothing is."""
     if isinstance(truth, str):
         return "" if answer == truth else "look again."
-    answer, truth = (torch.as_tensor(value).detach().cpu().double() for value in (answer, truth))
-    if answer.squeeze().shape != truth.squeeze().shape:
+    answer, truth = (torch.as_tensor(value).detach().cpu().double().squeeze() for value in (answer, truth))
+    if answer.shape != truth.shape:
         return f"its shape is {tuple(answer.shape)}, and should be {tuple(truth.shape)}."
-    factor = ((answer * truth).sum() / truth.square().sum()).item()
-    faults = {factor: f"it is {factor:.3g} times what it should be.", -1: "the sign is wrong.", 1: ""}
-    near = [scale for scale in faults if (answer - scale * truth).norm() <= rel * abs(scale) * truth.norm()]
-    return faults[near[-1]] if near else "its shape is right, but no factor makes its values right."
+    if (answer - truth).norm() <= rel * truth.norm():
+        return ""
+    factor = (answer * truth).sum() / truth.square().sum()
+    near = (answer - factor * truth).norm() <= rel * (factor * truth).norm()
+    return f"it is {factor:.3g} times what it should be." if near else "its shape is right, but no factor makes its values right."
 
 
 def check(answer, truth, because, rel=1e-3, on=()):
-    """Says in a sentence whether an answer is right, and else what is wrong: its shape, its sign, a factor.
+    """Says in a sentence whether an answer is right, and else what is wrong: its shape, or a factor.
 
     Words must be the same, numbers and tensors within a share `rel`, in norm. on: what to call answer and truth with, where
     they are functions. Never raises: None, a blank, is not answered yet; what cannot be compared is not right yet.

@@ -6,7 +6,6 @@ import json
 import linecache
 import textwrap
 import time
-from contextlib import suppress
 
 import torch
 from filelock import FileLock
@@ -55,8 +54,8 @@ class Stage:
         self.saved, self.saved_at = None, time.monotonic()
         self.record = {"settings": settings, "lineage": {source.name: source.digest for source in inputs}, "code": {}}
         for source in inputs:                               # a reader's own model goes on to what is made from it
-            kept = getattr(source, "lineage", {})
-            self.record["lineage"] |= {name: kept[name] for name in filter(SOURCE, kept)}
+            kept = getattr(source, "lineage", {}).items()
+            self.record["lineage"] |= {name: digest for name, digest in kept if SOURCE(name)}
 
     @property
     def unfinished(self):
@@ -96,10 +95,9 @@ class Stage:
         """Saves an untrained model's source, packs the model, reads it again and rebuilds it. Raises WorkspaceError."""
         kept = {name: digest for name, digest in self.record["lineage"].items() if not SOURCE(name)}
         try:
-            if lacks := [name for name in CONTRACT if not hasattr(model, name)]:
-                raise AttributeError(f"it lacks {', '.join(lacks)}")
-            if type(model).__name__ != "CVAE":
-                raise NameError(f"it is a {type(model).__name__}")
+            lacks = [name for name in CONTRACT if not hasattr(model, name)]
+            if lacks or type(model).__name__ != "CVAE":
+                raise AttributeError(f"{type(model).__name__} lacks {', '.join(lacks) or 'its name'}")
             source = source_of(model)
             name = f"model-{sha256(source)[:8]}.py"
             self.record["lineage"] = kept | ({name: sha256(source)} if source else {})
@@ -127,8 +125,7 @@ class Stage:
                 write(kept, old)
                 print(f"{self.path.name} was another run's: kept as {kept}")
             write(self.path, packed)
-        with suppress(OSError):                             # what is left of it does no harm
-            self.unfinished.unlink(missing_ok=True)
+        self.unfinished.unlink(missing_ok=True)
         self.saved = saved
         return saved
 
@@ -158,11 +155,7 @@ class Stage:
         """
         if not there(self.unfinished):
             return 0
-        try:
-            saved = Saved(self.unfinished)
-        except WorkspaceError as error:
-            print(f"Starting anew: {error}")
-            return 0
+        saved = Saved(self.unfinished)
         for name, part in parts.items():
             state = getattr(saved, name)
             if isinstance(part, dict):
