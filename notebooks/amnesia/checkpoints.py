@@ -195,6 +195,5 @@ class Workspace:
         return saved
 
     def save_figure(self, name, content):
-        """Writes the bytes of a picture to the folder of figures and returns its path."""
+        """Writes the bytes of a picture to the folder of figures."""
         write(self.figures / name, content)
-        return self.figures / name

@@ -13,11 +13,11 @@ used = torch.device("cpu")  # what pick_device last found, for the record in eve
 
 
 def pick_device(device="auto"):
-    """The torch.device for the parameter `device`, a name or a torch.device: "auto" is a GPU if there is one that works.
+    """The torch.device for the parameter `device`, a name or a torch.device: "auto" is a GPU if there is one.
 
     From here on torch takes no more threads than this process may keep busy, unless OMP_NUM_THREADS says how many: in a
     container it would take one for each core of the machine. Of several cards, the one that is taken is torch's current one.
-    Raises ValueError if a device that was asked for is absent or cannot be used.
+    Raises ValueError if it is absent or cannot be used, as a card that this torch has no kernels for.
     """
     global used
     if "OMP_NUM_THREADS" not in os.environ:
@@ -26,12 +26,9 @@ def pick_device(device="auto"):
     try:
         ones = torch.ones(16, 16, device=best if device == "auto" else device)
         (ones @ ones).sum().item()  # waits for the result, and so for the error of a kernel that could not run
-        used = ones.device
     except Exception as error:  # torch raises RuntimeError, AssertionError or NotImplementedError, by backend
-        if device != "auto":
-            raise ValueError(f'device={device!r}: not available here ({error}). Use "auto" or "cpu".') from error
-        print(f"The GPU here ({best}) cannot be used by torch {torch.__version__} ({error}): going on with the CPU.")
-        used = torch.device("cpu")
+        raise ValueError(f'device={device!r} ({best} here) cannot be used ({error}). Choose device="cpu".') from error
+    used = ones.device
     if used.type == "cuda":
         torch.cuda.set_device(used)
     return used

@@ -9,7 +9,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from .checkpoints import WorkspaceError
+from .checkpoints import refused
 from .data import load_pictures
 from .models import Classifier, elbo
 from .stages import Stage
@@ -32,8 +32,7 @@ def load_judge(store, device, seed=0, train=None, data=None):
     saved = store.load(name)
     other = data and store.dataset != "MNIST" and saved.lineage != data          # MNIST's small set is a part of MNIST
     if other or not all(source.startswith(store.dataset) for source in saved.lineage):
-        raise WorkspaceError(f"{saved.path} was trained on {', '.join(saved.lineage)}, and not on the {store.dataset} of this "
-                             "model: move it away, and another is trained.")
+        raise refused(saved.path, f"was trained on {', '.join(saved.lineage)}, and not on this {store.dataset}: move it away.")
     return saved
 
 

@@ -4,7 +4,7 @@ from numbers import Integral
 
 import torch
 
-from .checkpoints import Workspace, WorkspaceError
+from .checkpoints import Workspace, refused
 from .data import SMALL, load_pictures, name_of
 from .device import pick_device
 from .evaluation import load_judge
@@ -74,8 +74,7 @@ def check_pictures(data, train, path):
     """Raises WorkspaceError unless a model was trained on these pictures, by their digest in `data`; {} says nothing."""
     small = train.name.startswith(SMALL) and any(name.startswith("MNIST") for name in data)     # it is a part of MNIST
     if data and data.get(train.name) != train.digest and not small:
-        raise WorkspaceError(f"{path} was trained on {', '.join(data)}, which is not the {train.name} that `dataset` names now: "
-                             "choose that data set, or run 01_train_cvae.ipynb with this one.")
+        raise refused(path, f"was trained on {', '.join(data)}, which is not the {train.name} that `dataset` names now.")
 
 
 def begin(number, notebook):

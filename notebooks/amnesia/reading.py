@@ -23,10 +23,11 @@ def checked(images, labels, title):
     if images.dtype.kind == "f" and images.size and images.min() >= 0 and images.max() <= 1:
         images = np.round(images * 255).astype(np.uint8)
     images = images[..., None] if images.ndim == 3 else images
-    if not images.size or images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
-        raise DataError(f"{title}: expected images (N, H, W[, C]), uint8 or 0 to 1; found {images.dtype} {images.shape}.")
-    if labels.shape != images.shape[:1] or (labels.dtype.kind == "f" and (labels % 1).any()):
-        raise DataError(f"{title}: expected N labels, whole numbers or names; found {labels.dtype} {labels.shape}.")
+    whole = labels.dtype.kind != "f" or not (labels % 1).any()
+    paired = labels.shape == images.shape[:1] and images.size
+    if images.dtype != np.uint8 or images.shape[3:] not in ((1,), (3,)) or not (paired and whole):
+        raise DataError(f"{title}: expected images (N, H, W[, C]), uint8 or 0 to 1, and N labels, whole numbers or names; found "
+                        f"{images.dtype} {images.shape}, {labels.dtype} {labels.shape}.")
     return images.transpose(0, 3, 1, 2), labels.astype(int) if labels.dtype.kind == "f" else labels
 
 
