@@ -94,8 +94,13 @@ class Captured:
 
     def __call__(self):
         self.calls += 1
-        if self.calls <= 3:
-            return self.aside()
+        if self.calls <= 3:                                 # on a stream of its own, as torch.cuda.graph's page asks for
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                result = self.step()
+            torch.cuda.current_stream().wait_stream(stream)
+            return result
         if self.graph is None:
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph):
@@ -104,12 +109,3 @@ class Captured:
             self.data.advance()
         self.graph.replay()
         return self.result
-
-    def aside(self):
-        """A plain step, on a stream of its own, as torch.cuda.graph's page asks for."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            result = self.step()
-        torch.cuda.current_stream().wait_stream(stream)
-        return result
