@@ -109,7 +109,7 @@ def load_pictures(dataset, folder, device="cpu"):
       * an .npz file: `images` (N, H, W) or (N, H, W, C) uint8, `labels` (N,); if it has them, `test_images`, `test_labels`
         and `names`; or the names that MedMNIST has.
     A relative path is taken from here, from AMNESIA_DATA or from `folder`. Where no test set comes with it, every fifth
-    picture of each class is held out. Raises DataError, naming the file.
+    picture of each class is held out. Raises DataError, naming the file or the data set.
     """
     from torchvision import datasets  # it takes a second to import, and only those who load pictures need it
 
