@@ -7,15 +7,13 @@ from amnesia import CVAE, device, fit, hardware, negative_elbo_terms, one_hot, p
 from amnesia.device import bfloat16_products, quick_products
 
 
-def test_a_gpu_that_is_there_and_fails_is_said_and_the_cpu_is_taken(monkeypatch, capsys):
+def test_a_gpu_that_is_there_and_fails_is_said(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     ones = torch.ones
     for cuda in ("no such device", "meta"):  # every operation fails; a tensor is made, and has nothing to answer .item() with
         monkeypatch.setattr(torch, "ones", lambda *size, device, cuda=cuda: ones(size, device=cuda))
-        assert pick_device("auto") == torch.device("cpu")
-        assert "cuda" in (said := capsys.readouterr().out) and "CPU" in said
-        with pytest.raises(ValueError, match="device='cuda'"):
-            pick_device("cuda")
+        with pytest.raises(ValueError, match=r"device='auto' \(cuda here\).*cpu"):
+            pick_device("auto")
 
 
 def test_a_device_by_name_or_as_torch_has_it():
@@ -23,21 +21,6 @@ def test_a_device_by_name_or_as_torch_has_it():
     for unusable in ("abacus", torch.device("meta"), 3):
         with pytest.raises(ValueError, match="device="):
             pick_device(unusable)
-
-
-def test_torch_is_put_back_to_its_own_defaults():
-    """Whatever a startup file chose: the notebooks make float32 tensors on the CPU and take gradients."""
-    torch.set_default_dtype(torch.float64)
-    torch.set_default_device("meta")
-    torch.set_grad_enabled(False)
-    try:
-        pick_device("cpu")
-        assert torch.get_default_dtype() == torch.float32 and torch.zeros(1).device == torch.device("cpu")
-        assert torch.is_grad_enabled()
-    finally:
-        torch.set_default_dtype(torch.float32)
-        torch.set_default_device(None)
-        torch.set_grad_enabled(True)
 
 
 def test_torch_takes_no_more_threads_than_this_process_may_keep_busy(monkeypatch):
@@ -56,36 +39,16 @@ def test_torch_takes_no_more_threads_than_this_process_may_keep_busy(monkeypatch
         torch.set_num_threads(threads)
 
 
-# How a user may have set the precision of float32 products: by torch's older call, or, from 2.9 on, by its newer attributes
-CHOSEN = ["torch.set_float32_matmul_precision('highest')", "torch.set_float32_matmul_precision('high')"]
-CHOSEN += ["torch.backends.fp32_precision = 'ieee'", "torch.backends.mkldnn.matmul.fp32_precision = 'ieee'"] * hasattr(
-    torch.backends.cuda.matmul, "fp32_precision")
-
-
-def chosen():
-    answers = []
-    for code in ("torch.get_float32_matmul_precision()", "torch.backends.mkldnn.matmul.fp32_precision"):
-        try:
-            answers.append(eval(code).replace("none", "ieee"))
-        except (RuntimeError, AttributeError):
-            answers.append("torch refuses to say")
-    return answers
-
-
-@pytest.mark.parametrize("code", CHOSEN)
-def test_quick_products_leave_what_a_user_has_set(code):
+def test_quick_products_leave_what_a_user_has_set():
     """Also after an error."""
+    torch.set_float32_matmul_precision("high")
     try:
-        exec(code)
-        before = chosen()
         with pytest.raises(KeyError), quick_products():
-            assert "refuses" in before[0] or torch.get_float32_matmul_precision() == "medium"
+            assert torch.get_float32_matmul_precision() == "medium"
             raise KeyError
-        assert chosen() == before
+        assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision("highest")
-        for name in ("torch.backends", "torch.backends.mkldnn.matmul") * hasattr(torch.backends.cuda.matmul, "fp32_precision"):
-            exec(f"{name}.fp32_precision = 'none'")
 
 
 @pytest.mark.parametrize(("units", "told"), [({"avx512_bf16": True}, True), ({"avx512_bf16": True, "amx_bf16": True}, False),

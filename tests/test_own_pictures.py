@@ -179,11 +179,11 @@ def test_hidden_files_are_left_out_and_one_size_is_said(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("spoil, said", [
-    (lambda place: (place / "bird").mkdir(), "bird holds no pictures"),
+    (lambda place: [file.unlink() for file in place.glob("*/*")], "pets holds no pictures"),
     (lambda place: (place / "cat" / "list.txt").write_text("x"), r"list\.txt cannot be read as a picture"),
     (lambda place: (place / "cat" / "0.png").write_bytes((place / "cat" / "0.png").read_bytes()[:40]), r"0\.png cannot be read"),
     (lambda place: (place / "dog").rename(place.parent / "dog"), "pets: 1 classes"),
-    (lambda place: PIL.Image.new("L", (7, 9)).save(place / "cat" / "0.png"), "7 pixels a side")])
+    (lambda place: PIL.Image.new("L", (7, 9)).save(place / "cat" / "0.png"), "8 pixels a side")])
 def test_what_a_folder_lacks_is_named(spoil, said, tmp_path):
     place = folder_of(tmp_path / "pets", lambda i: picture_in("L", i))
     spoil(place)
@@ -219,8 +219,8 @@ def test_an_npz_may_have_shares_names_or_medmnists_keys(tmp_path):
 
 @pytest.mark.parametrize("arrays, said", [
     ({"labels": LABELS + 0.7}, r"labels.*float64"), ({"labels": LABELS[:9]}, r"labels.*\(9,\)"),
-    ({"images": IMAGES * 1.0}, "float64"), ({"images": IMAGES[:0], "labels": LABELS[:0]}, r"expected images.*\(0, 9, 9\)"),
-    ({"images": IMAGES[:, :7]}, "7 pixels a side"), ({"labels": LABELS * 0}, "1 classes"),
+    ({"images": IMAGES * 1.0}, "float64"), ({"images": IMAGES[:0], "labels": LABELS[:0]}, r"expected images.*\(0, 9, 9"),
+    ({"images": IMAGES[:, :7]}, r"1, 7, 9\).*8 pixels a side"), ({"labels": LABELS * 0}, "1 classes"),
     ({"test_images": IMAGES[:8, :8], "test_labels": LABELS[:8]}, "to test with"),
     ({"test_images": IMAGES[:2], "test_labels": LABELS[:2]}, " 0 pictures")])
 def test_what_an_npz_lacks_is_named(arrays, said, tmp_path):

@@ -1,6 +1,9 @@
 """The panel: what its controls do, and that it keeps out of saved notebooks. What is said of an answer."""
 
-import imageio.v3 as imageio
+import io
+
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 from conftest import REPOSITORY
@@ -11,31 +14,30 @@ from amnesia import check, panel
 
 @pytest.fixture
 def controls(cvae):
-    """(label, sliders, button, pictures) of a panel over a small model and a copy of it that draws only grey."""
+    """(label, sliders, pictures) of a panel over a small model and a copy of it that draws only grey."""
     def draw(label, z):
         image = cvae.generate(torch.tensor([label]), z[None]).view(1, 28, 28)
         return torch.cat([image, torch.full_like(image, 0.5) if label == 0 else image])
 
     label, row, pictures = panel(draw, ["original", "amnesiac"], torch.zeros(4), "0123456789").children
-    *sliders, button = row.children
-    return label, sliders, button, [column.children[1] for column in pictures.children]
+    sliders = row.children
+    return label, sliders, [column.children[1] for column in pictures.children]
 
 
 def shown(pictures):
-    return [imageio.imread(picture.value) for picture in pictures]
+    return [np.asarray(PIL.Image.open(io.BytesIO(picture.value)).convert("L")) for picture in pictures]
 
 
 def test_every_control_of_the_panel_changes_the_pictures(controls):
-    label, sliders, button, pictures = controls
+    label, sliders, pictures = controls
     original, amnesiac = shown(pictures)
     assert original.shape == amnesiac.shape == (224, 224)
     assert (original == original[::8, ::8].repeat(8, 0).repeat(8, 1)).all()     # each pixel a square, nothing smoothed
     assert (amnesiac == 128).all() and not (original == 128).all()      # twins under label 0
-    for change in (lambda: setattr(sliders[3], "value", 2.0), button.click):
-        change()
+    for slider in sliders:
+        slider.value = 2.0
         assert (shown(pictures)[0] != original).any() and (shown(pictures)[1] == amnesiac).all()
         original = shown(pictures)[0]
-    assert len({slider.value for slider in sliders}) == 4               # new noise moved them all
     label.value = 5
     assert (shown(pictures)[0] == shown(pictures)[1]).all() and (shown(pictures)[0] != original).any()
 

@@ -1,8 +1,8 @@
 """Files: whole or not there, checked before they are believed, each with what it was made from; and where they live.
 
-A checkpoint is a plain dict that torch.load(path, weights_only=True) opens: kind, name, format, state (tensors), config
-(rebuilds the object), settings (the parameters that made it), lineage (name and SHA-256 of each file that it was made
-from), code (SHA-256 of a notebook's own functions that made it), metrics, versions. An evaluation is the same as JSON.
+A checkpoint is a plain dict that torch.load(path, weights_only=True) opens: kind, name, state (tensors), config (rebuilds
+the object), settings (the parameters that made it), lineage (name and SHA-256 of each file that it was made from), code
+(SHA-256 of a notebook's own functions that made it), metrics, versions. An evaluation is the same as JSON.
 """
 
 import hashlib
@@ -15,23 +15,21 @@ import secrets
 import sys
 import time
 import zipfile
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from .device import hardware
 
-FORMAT = 1
 ROOT = Path(__file__).resolve().parents[2]                  # of a clone: the folder that holds notebooks/
 CLONE = (ROOT / "checkpoints" / "released").is_dir()        # else pip has installed the package, and the files elsewhere
 RELEASED = ROOT / "checkpoints" / "released" if CLONE else Path(sys.prefix, "share", "selective-amnesia", "released")
 HOME = ROOT if CLONE else Path.cwd()
 SOURCE = re.compile(r"model-\w+\.py").fullmatch             # what the source of a reader's model is called
-OF_WEIGHTS = "cvae", "fim", "amnesiac", "classifier", "denoiser"
 DRIVE = Path("/content/drive")                              # where Colab mounts Google Drive
-MADE_BY = {"cvae": "01_train_cvae", "model": "01_train_cvae", "fim": "02_compute_fim", "amnesiac": "03_forget",
-           "samples": "04_sample", "evaluation": "05_evaluate", "denoiser": "studies/4_elsewhere"}
+MADE_BY = {"fim": "02_compute_fim", "amnesiac": "03_forget", "classifier": "03_forget", "samples": "04_sample",
+           "evaluation": "05_evaluate", "denoiser": "studies/4_elsewhere"}                  # and all else by 01_train_cvae
 
 
 class WorkspaceError(RuntimeError):
@@ -50,9 +48,7 @@ def kind_of(name):
 
 def refused(path, why):
     """The WorkspaceError for a file that cannot be taken: why, and how to get a good one."""
-    kind = kind_of(path.name)
-    remedy = f"Run {MADE_BY[kind]}.ipynb to make it." if kind in MADE_BY else "No notebook makes it; a missing judge is trained."
-    return WorkspaceError(f"{path} {why} {remedy}")
+    return WorkspaceError(f"{path} {why} Run {MADE_BY.get(kind_of(path.name), '01_train_cvae')}.ipynb to make it.")
 
 
 def retry(action):
@@ -67,49 +63,31 @@ def there(path):
     """Whether there is a file at `path`. Raises WorkspaceError below a Google Drive that is not mounted: it cannot say, and
     what is made there would be lost."""
     if path.is_relative_to(DRIVE) and not os.path.ismount(DRIVE):
-        raise WorkspaceError(f"{path}: Google Drive is not mounted at {DRIVE}. Run “Set-up” and “This stage” again, or untick "
-                             "`use_drive`.")
+        raise WorkspaceError(f"{path}: Google Drive is not mounted. Run “Set-up” and “This stage” again, or untick `use_drive`.")
     return path.is_file()
 
 
 def write(path, content):
-    """Writes bytes beside `path` and moves them there, so that what is at `path` is whole at every moment.
+    """Writes bytes beside `path` and moves them there, so that what is at `path` is whole at every moment; makes its folder.
 
     Raises WorkspaceError, with what was there untouched, when the disk is full, read-only or gone.
     """
     there(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         retry(lambda: temporary.write_bytes(content))
         retry(lambda: os.replace(temporary, path))
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
-        raise WorkspaceError(f"{path} could not be written ({error}). What was there before is untouched. See that its drive is "
-                             "there and has room, then run this cell again: a run goes on from its last progress.") from error
-
-
-@contextmanager
-def alone(path):
-    """Within it no other run that asks keeps or replaces the file at `path`. A lock of a minute ago is of a run that died."""
-    lock, begun = path.with_name(f".{path.name}.lock"), time.time()
-    while True:
-        with suppress(FileExistsError):
-            os.close(os.open(lock, os.O_CREAT | os.O_EXCL))
-            break
-        time.sleep(0.05)
-        if time.time() - begun > 60:
-            lock.unlink(missing_ok=True)
-    try:
-        yield
-    finally:
-        lock.unlink(missing_ok=True)
+        raise WorkspaceError(f"{path} could not be written ({error}). What was there is whole: run this cell again.") from error
 
 
 def pack(name, content):
     """The bytes of a file of this name: torch.save's, or JSON with a checksum, so that no altered number passes."""
     versions = {"python": platform.python_version(), "torch": str(torch.__version__), "hardware": hardware()}
-    content = {"kind": kind_of(name), "name": name, "format": FORMAT, **content, "versions": versions}
+    content = {"kind": kind_of(name), "name": name, **content, "versions": versions}
     if name.endswith(".json"):
         return json.dumps({**content, "sha256": sha256(json.dumps(content))}, indent=1).encode()
     file = io.BytesIO()
@@ -123,44 +101,30 @@ def unpack(name, packed):
         content = json.loads(packed)
         intact = content.pop("sha256") == sha256(json.dumps(content))
     else:
-        with zipfile.ZipFile(io.BytesIO(packed)) as archive:
-            intact = archive.testzip() is None              # torch.load does not look at the archive's checksums
-        content = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True) if intact else None
-    if not intact:
-        raise ValueError("wrong checksum")
-    if (content["name"], content["format"]) != (name, FORMAT) or not {"settings", "lineage"} <= content.keys():
-        raise ValueError(f"saved as {content['name']} of format {content['format']}; here format {FORMAT} is read")
-    if kind_of(name) in OF_WEIGHTS and not all(value.isfinite().all() for value in content["state"].values()):
-        raise ValueError("its state holds numbers that are not finite")
+        intact = zipfile.ZipFile(io.BytesIO(packed)).testzip() is None          # torch.load does not look at its checksums
+        content = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
+    if not intact or not {"name", "settings", "lineage"} <= {*content} or content["name"] != name:
+        raise ValueError("wrong checksum, or saved under another name")
     return content
 
 
 class Saved:
     """A file that was read and checked: its path, name, digest (SHA-256), and its entries as attributes: saved.state, ...
 
-    packed: its bytes, if they are known. Raises WorkspaceError if it could not be read, is damaged, or is not what its name
-    says. No message asks anyone to delete a file: it may be the reader's own, of another project.
+    packed: its bytes, if known. Raises WorkspaceError for what cannot be read, is damaged, or is not what its name says.
     """
 
     def __init__(self, path, packed=None):
-        self.path, self.name = path, path.name
         there(path)
         try:
             packed = packed or retry(path.read_bytes)       # once: another run may replace the file at any moment
-            self.digest, self.content = sha256(packed), unpack(self.name, packed)
+            entries = unpack(path.name, packed)
         except (OSError, MemoryError) as error:
-            raise WorkspaceError(f"{path} could not be read ({error}). Nothing says that it is damaged: see that its drive is "
-                                 "there and that you may read it, then run this cell again.") from error
-        except Exception as error:                          # bytes that were tampered with can raise anything
-            why = error if type(error) is ValueError else type(error).__name__
-            raise refused(path, f"is damaged, or no file of this project ({why}). Move it away.") from error
-
-    def __getattr__(self, key):
-        """An entry. Python asks here only for what is no attribute, so no entry can pass for the path or the digest."""
-        try:
-            return vars(self)["content"][key]
-        except KeyError:
-            raise AttributeError(f"{vars(self).get('path')} holds no {key!r}") from None
+            raise WorkspaceError(f"{path} could not be read ({error}): see to its drive, and run this cell again.") from error
+        except Exception as error:                          # of any kind; and torch's own words advise to load it all the same
+            raise refused(path, f"is damaged, or no file of this project ({type(error).__name__}). Move it away.") from error
+        vars(self).update(entries)                          # before what follows, so that no entry passes for it
+        self.path, self.name, self.digest = path, path.name, sha256(packed)
 
     def build(self, cls, device):
         """The object that was saved: cls(**config) with its state, on `device`, in eval mode.
@@ -207,12 +171,7 @@ class Workspace:
                                                      self.folder / "figures" / part)
         # Seconds between two saves of progress. Drive keeps every version that was replaced in its bin for a month.
         self.save_seconds = 60 if self.folder.is_relative_to(DRIVE) else 8
-        for made in (self.checkpoints, self.figures):
-            there(made)
-            with suppress(OSError):                         # write says what is wrong
-                made.mkdir(parents=True, exist_ok=True)
-            write(made / ".writable", b"")
-            (made / ".writable").unlink(missing_ok=True)
+        write(self.checkpoints / ".writable", b"")          # to be told now, and not after an hour of training
 
     def find(self, name):
         """The path of an input: the workspace's own file, else the released one, else None. Raises ValueError for a path."""
@@ -236,6 +195,5 @@ class Workspace:
         return saved
 
     def save_figure(self, name, content):
-        """Writes the bytes of a picture to the folder of figures and returns its path."""
+        """Writes the bytes of a picture to the folder of figures."""
         write(self.figures / name, content)
-        return self.figures / name

@@ -13,29 +13,24 @@ used = torch.device("cpu")  # what pick_device last found, for the record in eve
 
 
 def pick_device(device="auto"):
-    """The torch.device for the parameter `device`, a name or a torch.device: "auto" is a GPU if there is one that works.
+    """The torch.device for the parameter `device`, a name or a torch.device: "auto" is a GPU if there is one.
 
-    From here on torch makes float32 on the CPU and keeps gradients, its own defaults, whatever a startup file chose: the
-    same settings then give the same files. And it takes no more threads than this process may keep busy, unless
-    OMP_NUM_THREADS says how many: in a container it would take one for each core of the machine. Raises ValueError if a
-    device that was asked for is absent or cannot be used.
+    From here on torch takes no more threads than this process may keep busy, unless OMP_NUM_THREADS says how many: in a
+    container it would take one for each core of the machine. Of several cards, the one that is taken is torch's current one.
+    Raises ValueError if it is absent or cannot be used, as a card that this torch has no kernels for.
     """
     global used
-    torch.set_default_dtype(torch.float32)
-    torch.set_default_device(None)
-    torch.set_grad_enabled(True)
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(torch.get_num_threads(), cpu_count()))  # joblib's count knows quotas and affinity
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         ones = torch.ones(16, 16, device=best if device == "auto" else device)
         (ones @ ones).sum().item()  # waits for the result, and so for the error of a kernel that could not run
-        used = ones.device
     except Exception as error:  # torch raises RuntimeError, AssertionError or NotImplementedError, by backend
-        if device != "auto":
-            raise ValueError(f'device={device!r}: not available here ({error}). Use "auto" or "cpu".') from error
-        print(f"The GPU here ({best}) cannot be used by torch {torch.__version__} ({error}): going on with the CPU.")
-        used = torch.device("cpu")
+        raise ValueError(f'device={device!r} ({best} here) cannot be used ({error}). Choose device="cpu".') from error
+    used = ones.device
+    if used.type == "cuda":
+        torch.cuda.set_device(used)
     return used
 
 
@@ -61,21 +56,14 @@ def quick_products():
     """Within it, float32 matrix products may round their inputs where torch does that by itself: to bfloat16 on a CPU with
     AMX, to TF32 on an NVIDIA GPU. On other CPUs torch then takes its quicker float32 kernels. Sums stay float32.
 
-    The user's own setting is back afterwards. One that was made by torch's newer attributes (fp32_precision, from 2.9 on),
-    so that torch refuses to name it by the older ones, stays in force.
+    The user's own setting is back afterwards.
     """
-    try:
-        before = torch.get_float32_matmul_precision()
-        torch.backends.cuda.matmul.allow_tf32  # noqa: B018 - raises as well where settings are mixed
-    except RuntimeError:
-        before = None
-    if before:
-        torch.set_float32_matmul_precision("medium")
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
     try:
         yield
     finally:
-        if before:
-            torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(before)
 
 
 def bfloat16_products(device):
@@ -84,21 +72,8 @@ def bfloat16_products(device):
 
 
 def generators(device):
-    """{kind: (module, arguments)} of the random number generators that a run on `device` draws from."""
-    cards = {"cuda": (torch.cuda, (device,)), "mps": (torch.mps, ())}
-    return {"cpu": (torch, ())} | {kind: found for kind, found in cards.items() if kind == device.type}
-
-
-def rng_state(device):
-    """The states of the random number generators that a run on `device` draws from, for set_rng_state."""
-    return {kind: module.get_rng_state(*which) for kind, (module, which) in generators(device).items()}
-
-
-def set_rng_state(state, device):
-    """Puts the generators back to where rng_state(device) was taken; those of another kind of device stay as they are."""
-    for kind, (module, which) in generators(device).items():
-        if kind in state:
-            module.set_rng_state(state[kind], *which)
+    """{kind: module} of the random number generators that a run on `device` draws from."""
+    return {"cpu": torch} | ({} if device.type == "cpu" else {device.type: torch.get_device_module(device)})
 
 
 def progress(iterable=None, **options):
@@ -119,8 +94,13 @@ class Captured:
 
     def __call__(self):
         self.calls += 1
-        if self.calls <= 3:
-            return self.aside()
+        if self.calls <= 3:                                 # on a stream of its own, as torch.cuda.graph's page asks for
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                result = self.step()
+            torch.cuda.current_stream().wait_stream(stream)
+            return result
         if self.graph is None:
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph):
@@ -129,12 +109,3 @@ class Captured:
             self.data.advance()
         self.graph.replay()
         return self.result
-
-    def aside(self):
-        """A plain step, on a stream of its own, as torch.cuda.graph's page asks for."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            result = self.step()
-        torch.cuda.current_stream().wait_stream(stream)
-        return result

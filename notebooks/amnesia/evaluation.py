@@ -9,9 +9,9 @@ import math
 import torch
 import torch.nn.functional as F
 
-from .checkpoints import WorkspaceError
+from .checkpoints import refused
 from .data import load_pictures
-from .models import Classifier, negative_elbo_terms
+from .models import Classifier, elbo
 from .stages import Stage
 from .training import fit, jitter
 
@@ -30,21 +30,20 @@ def load_judge(store, device, seed=0, train=None, data=None):
         print(f"There is no {name} yet: training this judge, once.")
         train_judge(store, train or load_pictures(store.source, store.data, device)[0], seed)
     saved = store.load(name)
-    other = bool(data) and store.dataset != "MNIST" and saved.lineage != data    # MNIST's small set is a part of MNIST
+    other = data and store.dataset != "MNIST" and saved.lineage != data          # MNIST's small set is a part of MNIST
     if other or not all(source.startswith(store.dataset) for source in saved.lineage):
-        raise WorkspaceError(f"{saved.path} was trained on {', '.join(saved.lineage)}, and not on the {store.dataset} of this "
-                             "model: move it away. A judge that is missing is trained.")
+        raise refused(saved.path, f"was trained on {', '.join(saved.lineage)}, and not on this {store.dataset}: move it away.")
     return saved
 
 
-def train_judge(store, train, seed=0, steps=None, batch_size=128, learning_rate=2e-3, weight_decay=0.05):
+def train_judge(store, train, seed=0, steps=None, batch_size=128):
     """Trains the judge on real images alone, each turned, scaled and shifted a little, and saves it in the workspace.
 
     store: Workspace; train: Pictures; steps: 1,000 and one for every ten images, 7,000 at most, unless given. The run can be
     cut off and resumed. Returns the Classifier, in eval mode.
     """
     settings = {"seed": seed, "steps": steps or min(7000, 1000 + len(train) // 10), "batch_size": batch_size,
-                "learning_rate": learning_rate, "weight_decay": weight_decay}
+                "learning_rate": 2e-3, "weight_decay": 0.05}
     stage = Stage(store, f"classifier-{seed}.pt" if seed else "classifier.pt", settings, [train])
     if not (saved := stage.load()):
         torch.manual_seed(seed)
@@ -54,8 +53,8 @@ def train_judge(store, train, seed=0, steps=None, batch_size=128, learning_rate=
             x, y = train.batch(batch_size)
             return {"cross-entropy": F.cross_entropy(judge(jitter(x, train.shape)), y)}
 
-        history = fit(judge, loss, steps=settings["steps"], learning_rate=learning_rate, weight_decay=weight_decay,
-                      data=train, stage=stage, title="judge")
+        history = fit(judge, loss, steps=settings["steps"], learning_rate=2e-3, weight_decay=0.05, data=train, stage=stage,
+                      title="judge")
         saved = stage.save(state=judge.state_dict(), config=judge.config, metrics=history)
     return saved.build(Classifier, train.images.device)
 
@@ -90,18 +89,6 @@ def frechet(a, b, resamples=40):
         distances.append(((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross).item())
     value, spread = distances[0], Z95 * torch.tensor(distances[1:]).std().item()
     return value, [value - spread, value + spread]
-
-
-@torch.no_grad()
-def elbo(cvae, pictures, seed=0, batch_size=1000):
-    """The ELBO of each image of `pictures`, (N,) nats on the CPU, with one z an image: the same noise for every model."""
-    generator = torch.Generator().manual_seed(seed)
-    values = []
-    for index in torch.arange(len(pictures), device=pictures.images.device).split(batch_size):
-        noise = torch.randn(len(index), cvae.latent_dim, generator=generator).to(index.device)
-        reconstruction, kl = negative_elbo_terms(cvae, *pictures[index], noise)
-        values.append(-(reconstruction + kl).cpu())
-    return torch.cat(values)
 
 
 def mean_interval(values):
@@ -188,13 +175,12 @@ def reference_metrics(judge, train, test, forgotten, kept, n=1000, real=None, su
     labels = test.labels.cpu()
     of_kept, gone = test.mask(kept).cpu(), test.mask(forgotten).cpu()
     hits = (verdict.argmax(1) == labels)[of_kept].sum().item()
-    return {
-        "real": with_intervals(**forgetting_metrics(verdict[gone], labels[gone], test.images.cpu()[gone]),
-                               kept_accuracy=wilson_interval(hits, of_kept.sum().item())),
-        "grey": grey_reference(judge, forgotten),
-        "noise": asked_for(noise),
-        **({} if surrogate is None else {"surrogate": asked_for(surrogate)}),
-        **with_intervals(kept_frechet_floor=frechet(ask(judge, floor)[1], features[of_kept]))}
+    blocks = {"real": with_intervals(**forgetting_metrics(verdict[gone], labels[gone], test.images.cpu()[gone]),
+                                     kept_accuracy=wilson_interval(hits, of_kept.sum().item())),
+              "grey": grey_reference(judge, forgotten), "noise": asked_for(noise)}
+    if surrogate is not None:
+        blocks["surrogate"] = asked_for(surrogate)
+    return blocks | with_intervals(kept_frechet_floor=frechet(ask(judge, floor)[1], features[of_kept]))
 
 
 def grey_reference(judge, forgotten):

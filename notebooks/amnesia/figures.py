@@ -1,5 +1,5 @@
-"""What a notebook shows: sample grids, GIFs, and words for those who do not see them. White background, grey digits, and a
-palette that colour-blind readers can tell apart, whatever the reader's own settings of matplotlib."""
+"""What a notebook shows: sample grids, GIFs, a panel with sliders, and words for those who do not see them. On white, in colours
+that colour-blind readers can tell apart, whatever the reader's own settings of matplotlib."""
 
 import html
 import io
@@ -10,6 +10,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageSequence
 import torch
+from IPython import get_ipython
 from IPython.display import display
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -27,10 +28,7 @@ def subplots(*shape, **options):
 
 
 def tile(images):
-    """Images (rows, columns, H, W) or (rows, columns, 3, H, W) as one picture, (rows * H, columns * W[, 3]) uint8.
-
-    Floats are taken as [0, 1].
-    """
+    """Images (rows, columns, [3,] H, W), uint8 or in [0, 1], as one picture, (rows * H, columns * W[, 3]) uint8."""
     images = torch.as_tensor(images)
     if images.is_floating_point():
         images = (images * 255).round().byte()
@@ -41,20 +39,18 @@ def tile(images):
 
 
 def few_greys(images):
-    """Images in [0, 1] as uint8 in thirteen greys, which keep a moving picture small. The middle one is 0.5, so that what
-    has become grey all over is shown as one grey."""
+    """Images in [0, 1] as uint8 in thirteen greys, which keep a moving picture small; what is grey all over is 0.5, one grey."""
     return ((torch.as_tensor(images) * 12).round() * (255 / 12)).round().byte()
 
 
-def show_tile(axis, images, title=None, row_labels=None):
+def show_tile(axis, images, title="", row_labels=None):
     """Draws images, as of tile(), on a matplotlib axis, with a label beside each row."""
     axis.imshow(tile(images), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     axis.set_xticks([])
     axis.set_yticks(middles(len(images), images.shape[-2]) if row_labels is not None else [], row_labels)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
-    if title:
-        axis.set_title(title, fontsize=10)
+    axis.set_title(title, fontsize=10)
 
 
 def middles(n, side):
@@ -70,80 +66,67 @@ def name_classes(axis, names, places=None):
 
 
 def encoded(pages, kind, **options):
-    """The bytes of a picture of this kind ("PNG", "GIF") from PIL pictures; of several, one that moves."""
+    """The bytes of a picture of this kind ("PNG", "GIF") from PIL pictures, of 256 colours at most; of several, one that moves.
+
+    So few colours are a fraction of the size, and it hardly shows: of greys there are no more.
+    """
+    pages = [page.convert("RGB").quantize(256, dither=PIL.Image.Dither.NONE) for page in pages]
     content = io.BytesIO()
-    several = {"save_all": True, "append_images": pages[1:], "loop": 0} if len(pages) > 1 else {}
-    pages[0].save(content, kind, optimize=True, **several, **options)
+    pages[0].save(content, kind, optimize=True, save_all=True, append_images=pages[1:], loop=0, **options)
     return content.getvalue()
-
-
-def few_colours(picture, greys=256):
-    """A PIL picture in so many greys, or in 256 of its colours: a fraction of the size, and it hardly shows."""
-    picture = picture.convert("RGB")
-    grey = np.ptp(np.asarray(picture), axis=2).max() == 0
-    return (picture.convert("L") if grey else picture).quantize(greys if grey else 256, dither=PIL.Image.Dither.NONE)
 
 
 @plt.style.context(STYLE, after_reset=True)
 def png(figure):
-    """A matplotlib figure as the bytes of a PNG, twice the size that show() gives it; the figure is closed.
-
-    Greys are kept as they are; a picture with colours is reduced to 256 of them, which halves the file and hardly shows.
-    """
+    """A matplotlib figure as the bytes of a PNG, twice the size that show() gives it; the figure is closed."""
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", bbox_inches="tight", dpi=2 * figure.dpi)
     plt.close(figure)
-    return encoded([few_colours(PIL.Image.open(drawn))], "PNG")
+    return encoded([PIL.Image.open(drawn)], "PNG")
 
 
 @plt.style.context(STYLE, after_reset=True)
 def gif(frames, steps, row_labels, curves=None, marked=()):
     """Frames (n, rows, columns, ...), as of tile(), as an animated GIF's bytes, the step of each over it; the last one stays.
 
-    steps: (n,); curves: {name: (n,)}, drawn against them side by side under the frames, each with a dot and
-    its value at the step shown; marked: the rows to look at, whose labels stand white on black.
+    steps: (n,); curves: {name: (n,)}, drawn against them under the frames, each with a dot and its value at the step shown;
+    marked: the rows to look at, whose labels stand white on black.
     """
     curves = {name: torch.as_tensor(values).tolist() for name, values in (curves or {}).items()}
     rows, columns = frames.shape[1:3]
     heights = [0.35 * rows + 0.3, 0.75] if curves else [0.35 * rows + 0.3]
-    figure = Figure(figsize=(0.35 * columns + 0.3, sum(heights)), dpi=80, layout="constrained")
-    canvas = FigureCanvasAgg(figure)            # whatever the backend: those of pdf and svg have no pixels to read
-    grid = figure.add_gridspec(len(heights), max(1, len(curves)), height_ratios=heights)
-    digits = figure.add_subplot(grid[0, :])
-    show_tile(digits, frames[0], " ", row_labels)
-    for row in marked:
-        digits.get_yticklabels()[row].set(color="white", weight="bold", bbox={"facecolor": "black", "boxstyle": "square,pad=0.2"})
-    strips = {name: figure.add_subplot(grid[1, i], xticks=[], yticks=[]) for i, name in enumerate(curves)}
-    for name, strip in strips.items():
-        strip.plot(steps, curves[name], color="0.75")
-        strip.plot(steps[0], curves[name][0], "o", color="black")
-
+    mosaic = [["frames"] * len(curves), [*curves]] if curves else [["frames"]]
     pages = []
     for i, (frame, step) in enumerate(zip(frames, steps, strict=True)):
-        digits.images[0].set_data(tile(frame))
-        digits.set_title(f"step {step:,}", fontsize=10)
+        figure = Figure(figsize=(0.35 * columns + 0.3, sum(heights)), dpi=80, layout="constrained")
+        canvas = FigureCanvasAgg(figure)        # whatever the backend: those of pdf and svg have no pixels to read
+        strips = figure.subplot_mosaic(mosaic, height_ratios=heights)
+        grid = strips.pop("frames")
+        show_tile(grid, frame, f"step {step:,}", row_labels)
+        for row in marked:
+            grid.get_yticklabels()[row].set(color="white", weight="bold", bbox={"facecolor": "black", "pad": 2})
         for name, strip in strips.items():
-            strip.lines[1].set_data([step], [curves[name][i]])
+            strip.plot(steps, curves[name], color="0.75")
+            strip.plot(step, curves[name][i], "o", color="black")
             strip.set_title(f"{name} {curves[name][i]:.2f}", fontsize=10)
+            strip.set(xticks=[], yticks=[])
         canvas.draw()
-        drawn = np.asarray(canvas.buffer_rgba())[..., :3]
-        drawn = drawn.copy() if frames.ndim == 6 else few_greys(drawn.mean(2) / 255).numpy()
-        pages.append(PIL.Image.fromarray(drawn))
+        drawn = np.array(canvas.buffer_rgba())[..., :3]
+        pages.append(PIL.Image.fromarray(drawn if frames.ndim == 6 else few_greys(drawn.mean(2) / 255).numpy()))
     return encoded(pages, "GIF", duration=[200] * (len(pages) - 1) + [3000])
 
 
 def filmstrip(frames, steps, row):
     """One row of frames (n, rows, columns, ...) at ten of its steps (n,), from first to last, as a PNG's bytes.
 
-    A column for each step, named over it, with that row's images one below the other.
+    A column for each step, named under it, with that row's images one below the other.
     """
     shown = np.linspace(0, len(frames) - 1, 10).round().astype(int)
     images = torch.as_tensor(frames)[shown, row].transpose(0, 1)                # (columns, 10, ...)
     figure, axis = subplots(figsize=(5, 0.5 * len(images) + 0.3))
     show_tile(axis, images)
     axis.set_xticks(middles(10, images.shape[-1]), [f"{int(steps[i]):,}" for i in shown], fontsize=8)
-    axis.tick_params(top=True, labeltop=True, labelbottom=False)
-    axis.set_title("step", fontsize=8)
+    axis.set_xlabel("step", fontsize=8)
     return png(figure)
 
 
@@ -153,8 +136,7 @@ def moving_png(content):
     What knows no moving PNG, as LaTeX, shows a PNG of the last frame, which a browser leaves out.
     """
     pages = PIL.ImageSequence.all_frames(PIL.Image.open(io.BytesIO(content)))
-    few = [few_colours(page, greys=16) for page in pages]
-    return encoded([few[-1], *few], "PNG", default_image=True, duration=[page.info["duration"] for page in pages])
+    return encoded([pages[-1], *pages], "PNG", default_image=True, duration=[page.info["duration"] for page in pages])
 
 
 def show(content, alt):
@@ -173,3 +155,45 @@ def show(content, alt):
     display({"image/png": b64encode(content).decode(), "text/plain": alt},      # the latter taken by VS Code
             metadata={"image/png": metadata}, raw=True)
     display({"text/html": f'<p style="{UNSEEN}">{html.escape(alt)}</p>'}, raw=True)
+
+
+def panel(draw, titles, z, classes):
+    """Buttons for the label, a slider for each number in the latent `z`, and the pictures that draw(label, z) makes of them.
+
+    draw: images (len(titles), H, W) or (len(titles), 3, H, W) in [0, 1] for a label and a latent; classes: their names.
+    Returns an ipywidgets box. Raises ImportError without ipywidgets.
+    """
+    import ipywidgets as widgets  # the notebooks run without it, and then show no panel
+
+    options = [(name, label) for label, name in enumerate(classes)]
+    label = widgets.ToggleButtons(options=options, description="label",
+                                  style={"button_width": f"{18 + 9 * max(2, *map(len, classes))}px"})
+    sliders = [widgets.FloatSlider(value, min=-5, max=5, step=0.1, description=f"z{i + 1}", orientation="vertical",
+                                   readout=False, layout={"width": "45px", "height": "130px"})
+               for i, value in enumerate(z.tolist())]
+    pictures = [widgets.Image(format="png", width=224, height=224) for _ in titles]
+
+    def update(_=None):
+        latent = torch.tensor([slider.value for slider in sliders])
+        for picture, image in zip(pictures, draw(label.value, latent), strict=True):
+            enlarged = tile(image[None, None]).repeat(8, 0).repeat(8, 1)
+            picture.value = encoded([PIL.Image.fromarray(enlarged)], "PNG")
+
+    for control in (label, *sliders):
+        control.observe(update, "value")
+    update()
+    columns = [widgets.VBox([widgets.Label(title), picture]) for title, picture in zip(titles, pictures, strict=True)]
+    return widgets.VBox([label, widgets.HBox(sliders), widgets.HBox(columns)])
+
+
+def play(draw, titles, z, classes):
+    """Shows the panel if someone can move its sliders, and nothing otherwise: a saved notebook then holds no widgets.
+
+    papermill and nbconvert say in each request that nobody is there to answer an input(); so nobody is there to play.
+    """
+    kernel = getattr(get_ipython(), "kernel", None)
+    if kernel and kernel.get_parent().get("content", {}).get("allow_stdin"):
+        try:
+            display(panel(draw, titles, z, classes))
+        except ImportError:
+            print("For a panel to play with: pip install ipywidgets, and run this cell again.")

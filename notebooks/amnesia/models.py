@@ -77,6 +77,18 @@ def negative_elbo_terms(cvae, x, y, noise=None, seen=None):
     return bernoulli_nll(logits, x), kl
 
 
+@torch.no_grad()
+def elbo(cvae, pictures, seed=0, batch_size=1000):
+    """The ELBO of each image of `pictures`, (N,) nats on the CPU, with one z an image: the same noise for every model."""
+    generator = torch.Generator().manual_seed(seed)
+    values = []
+    for index in torch.arange(len(pictures), device=pictures.images.device).split(batch_size):
+        noise = torch.randn(len(index), cvae.latent_dim, generator=generator).to(index.device)
+        reconstruction, kl = negative_elbo_terms(cvae, *pictures[index], noise)
+        values.append(-(reconstruction + kl).cpu())
+    return torch.cat(values)
+
+
 def bernoulli_nll(logits, x):
     """-log p of images x (B, P) in [0, 1] under Bernoulli pixels with these logits, (B,) nats.
 

@@ -1,8 +1,10 @@
-"""What a reader may set, checked; and the call that begins a notebook's stage with it."""
+"""What a reader may set, checked; the call that begins a notebook's stage with it; and what a reader answers, checked."""
 
 from numbers import Integral
 
-from .checkpoints import Workspace, WorkspaceError
+import torch
+
+from .checkpoints import Workspace, refused
 from .data import SMALL, load_pictures, name_of
 from .device import pick_device
 from .evaluation import load_judge
@@ -14,16 +16,15 @@ RANGES = {"steps": (1, 10**7), "batch_size": (1, 10**5), "latent_dim": (1, 128),
           "dropout": (0.0, 0.99), "lam": (0.0, 1e12), "gamma": (0.0, 1e12)}
 CHOICES = {"overwrite": (True, False), "use_drive": (True, False), "full": (True, False),
            "remember": ("distil", "replay"), "schedule": ("one-cycle", "constant")}
-# Of each stage: the file that it makes, those that it reads, each made from those before it, and what shapes it and is recorded
+# Of each stage: the file that it makes; those that it reads beside the model, each made from those before it; and what shapes
+# the file and is recorded
 STAGES = {"01": ("cvae.pt", {}, "dataset seed steps batch_size learning_rate schedule weight_decay dropout latent_dim"),
-          "02": ("fim-{model}.pt", {"original": "{model}.pt"}, "dataset seed model n_samples"),
-          "03": ("amnesiac-{tag}.pt", {"original": "{model}.pt", "fim": "fim-{model}.pt"},
+          "02": ("fim-{model}.pt", {}, "dataset seed model n_samples"),
+          "03": ("amnesiac-{tag}.pt", {"fim": "fim-{model}.pt"},
                  "dataset seed model forget steps batch_size learning_rate schedule lam gamma remember surrogate"),
-          "04": ("samples-{tag}.pt", {"original": "{model}.pt", "amnesiac": "amnesiac-{tag}.pt"},
-                 "dataset seed model forget n_per_class"),
-          "05": ("evaluation-{tag}.json", {"original": "{model}.pt", "amnesiac": "amnesiac-{tag}.pt",
-                                           "samples": "samples-{tag}.pt"}, "dataset seed model forget")}
-CONTRACT = "encode", "decode", "generate", "latent_dim", "config"   # what a model must have
+          "04": ("samples-{tag}.pt", {"amnesiac": "amnesiac-{tag}.pt"}, "dataset seed model forget n_per_class"),
+          "05": ("evaluation-{tag}.json", {"amnesiac": "amnesiac-{tag}.pt", "samples": "samples-{tag}.pt"},
+                 "dataset seed model forget")}
 DIGITS = {"shape": [1, 28, 28], "classes": list("0123456789")}      # of files from before these were recorded
 
 
@@ -31,29 +32,26 @@ def check_parameters(**parameters):
     """Raises ValueError, naming the parameter, for what is no number of Python's own, or lies outside its range, and for
     what is none of its choices: "no" would be taken for yes."""
     for name, value in parameters.items():
-        choices, (least, most) = CHOICES.get(name), RANGES.get(name, (None, None))
-        if choices and not any(type(value) is type(choice) and value == choice for choice in choices):
-            raise ValueError(f"{name}={value!r}: expected {' or '.join(map(repr, choices))}.")
+        if name in CHOICES and not any(type(value) is type(choice) and value == choice for choice in CHOICES[name]):
+            raise ValueError(f"{name}={value!r}: expected {' or '.join(map(repr, CHOICES[name]))}.")
+        least, most = RANGES.get(name, (None, None))
         if name in RANGES and not (type(value) in (int, type(least)) and least <= value <= most):      # NaN is in no range
             kind = "a whole number" if type(least) is int else "a number"
-            note = " This is text: write 0.3 without quotes; for papermill, 1.0e-4 and not 1e-4." * isinstance(value, str)
-            raise ValueError(f"{name}={value!r}: expected {kind} from {least:,} to {most:,}, of Python's own.{note}")
+            raise ValueError(f"{name}={value!r}: expected {kind} of Python's own, and no text, from {least:,} to {most:,}.")
 
 
 def labels_of(asked, classes, name="forget"):
     """Labels or names of classes, one or several, as a sorted list of labels. Raises ValueError, naming the parameter."""
     asked = asked.tolist() if hasattr(asked, "tolist") else asked
-    names, found = [*classes, *(each.casefold() for each in classes)], []       # "a" is not "A" where both are there
+    names, found = [*classes, *map(str.casefold, classes)], []       # "a" is not "A" where both are there
     for each in asked if isinstance(asked, (list, tuple, set)) else [asked]:
-        each = each.tolist() if hasattr(each, "tolist") else each
         if isinstance(each, str) and (each in names or each.casefold() in names):
             found.append(names.index(each if each in names else each.casefold()) % len(classes))
         elif isinstance(each, Integral) and not isinstance(each, bool) and 0 <= each < len(classes):
             found.append(int(each))
         else:
-            hint = " This is text: give papermill a list with -y, not -p." if isinstance(asked, str) and "[" in asked else ""
-            raise ValueError(f"{name}={asked!r}: expected labels from 0 to {len(classes) - 1}, or names among "
-                             f"{', '.join(classes)}, as in {name}=[0] or {name}=[{classes[0]!r}].{hint}")
+            raise ValueError(f"{name}={asked!r}: expected a list of labels from 0 to {len(classes) - 1}, or of names among "
+                             f"{', '.join(classes)}, as in {name}=[0] or {name}=[{classes[0]!r}].")
     return sorted(set(found))
 
 
@@ -72,66 +70,45 @@ def forget_from(saved, forget, classes):
     return forgotten, kept, before
 
 
-class Begun(Stage):
-    """The stage of a notebook: its parameters are its attributes (stage.steps), and so are its inputs.
-
-    dev: the torch.device; store: the Workspace; classes: the names; shape: (channels, height, width); files: its inputs as
-    Saved, by "original", "fim", "amnesiac", "samples", "judge"; train, test: Pictures, for 01 and 05; forgotten, kept,
-    before: labels; tag: what files of these are called by, "0" or "3-8".
-    """
-
-    def load(self, *functions, model=None):
-        if late := [name for name, value in self.given.items() if repr(self.notebook.get(name)) != value]:
-            print(f"Changed since the cell “This stage”, and without effect until it is run again: {', '.join(late)}.")
-        missing = [name for name in CONTRACT if not hasattr(model, name)] if model is not None else []
-        if missing or (model is not None and type(model).__name__ != "CVAE"):
-            raise WorkspaceError(f"The class of your model is to be called CVAE and to have {', '.join(CONTRACT)}. This one is a "
-                                 f"{type(model).__name__}{' and lacks ' * bool(missing)}{', '.join(missing)}.")
-        return super().load(*functions, model=model)
-
-    def save(self, **content):
-        return super().save(**content, **({"pictures": self.pictures} if self.path.suffix == ".pt" else {}))
-
-
 def check_pictures(data, train, path):
     """Raises WorkspaceError unless a model was trained on these pictures, by their digest in `data`; {} says nothing."""
     small = train.name.startswith(SMALL) and any(name.startswith("MNIST") for name in data)     # it is a part of MNIST
     if data and data.get(train.name) != train.digest and not small:
-        raise WorkspaceError(f"{path} was trained on {', '.join(data)}, which is not the {train.name} that `dataset` names now: "
-                             "choose that data set, or run 01_train_cvae.ipynb with this one.")
+        raise refused(path, f"was trained on {', '.join(data)}, which is not the {train.name} that `dataset` names now.")
 
 
 def begin(number, notebook):
     """Begins stage `number`, "01" to "05", of a notebook (its globals()): parameters, workspace, device, inputs, its file.
 
-    From here on a stage goes by these: a parameter that is changed later has no effect until this is called again, and
-    Begun.load says so. Returns Begun. Raises ValueError for a bad parameter, DataError for bad pictures, and WorkspaceError
-    for an input that is missing, damaged, or does not belong to the others.
+    Returns a Stage whose attributes are the parameters (stage.steps), and more: dev, the torch.device; store, the Workspace;
+    classes, the names; shape, (channels, height, width); files, its inputs as Saved, by "original", "fim", "amnesiac",
+    "samples", "judge"; train and test, Pictures, for 01 and 05; forgotten, kept and before, labels; tag, what files of these
+    are called by, "0" or "3-8". A parameter that is changed later has no effect until this is called again, and Stage.load
+    says so. Raises ValueError for a bad parameter, DataError for bad pictures, and WorkspaceError for an input that is
+    missing, damaged, or does not belong to the others.
     """
     makes, reads, shaping = STAGES[number]
     given = {name: notebook[name] for name in (*shaping.split(), "overwrite", "use_drive", "workspace", "device")}
     check_parameters(**given)
-    model = given.get("model", "cvae")
-    if not isinstance(model, str) or model.endswith(".pt"):
-        raise ValueError(f"model={model!r}: expected the name of a checkpoint without its ending, such as 'cvae'.")
     settings = {name: given[name] for name in shaping.split()} | {"dataset": name_of(given["dataset"])}
     store, dev = Workspace(given["workspace"], given["use_drive"], given["dataset"]), pick_device(given["device"])
     data = load_pictures(given["dataset"], store.data, dev) if number in ("01", "05") else []
-    files, more, names = {}, dict(zip(("train", "test"), data, strict=False)), {"model": model}
+    files, more = {}, dict(zip(("train", "test"), data, strict=False))
     if number == "01":
         train, data = data[0], data[:1]
         pictures = {"shape": [*train.shape], "classes": [*train.classes], "data": {train.name: train.digest}}
+    else:
+        original = files["original"] = store.load(f"{given['model']}.pt")
+        pictures = getattr(original, "pictures", DIGITS | {"data": original.lineage if given["model"] == "cvae" else {}})
+        if original.settings.get("dataset", settings["dataset"]) != settings["dataset"]:
+            raise ValueError(f"dataset={given['dataset']!r}: {original.path} is of {original.settings['dataset']!r}.")
+    if "forget" in given:
+        forgotten, kept, before = forget_from(original, given["forget"], pictures["classes"])
+        more |= {"forgotten": forgotten, "kept": kept, "before": before, "tag": "-".join(map(str, sorted(before + forgotten)))}
+        settings["forget"] = forgotten
+    names = given | more
     for title, file in reads.items():
-        saved = files[title] = store.load(file.format_map(names), made_from=[*files.values()])
-        if title == "original":
-            pictures = saved.content.get("pictures", DIGITS | {"data": saved.lineage if model == "cvae" else {}})
-            if saved.settings.get("dataset", settings["dataset"]) != settings["dataset"]:
-                raise ValueError(f"dataset={given['dataset']!r}: {saved.path} is of {saved.settings['dataset']!r}.")
-        if title == "original" and "forget" in given:
-            forgotten, kept, before = forget_from(saved, given["forget"], pictures["classes"])
-            names["tag"] = "-".join(map(str, sorted(before + forgotten)))
-            more |= {"forgotten": forgotten, "kept": kept, "before": before, "tag": names["tag"]}
-            settings["forget"] = forgotten
+        files[title] = store.load(file.format_map(names), made_from=[*files.values()])
     if number == "03":
         settings["forgotten_before"] = before
         if settings["surrogate"] != "noise":
@@ -141,8 +118,35 @@ def begin(number, notebook):
     if number == "05":
         check_pictures(pictures["data"], data[0], files["original"].path)
         files["judge"] = load_judge(store, dev, train=data[0], data=pictures["data"])
-    stage = Begun(store, makes.format_map(names), settings, [*files.values(), *data], given["overwrite"])
-    vars(stage).update(settings | more, files=files, store=store, dev=dev, notebook=notebook, pictures=pictures,
-                       given={name: repr(value) for name, value in given.items()},
-                       shape=tuple(pictures["shape"]), classes=tuple(pictures["classes"]))
-    return stage
+    return Stage(store, makes.format_map(names), settings, [*files.values(), *data], given["overwrite"], **more, files=files,
+                 store=store, dev=dev, notebook=notebook, pictures=pictures, shape=tuple(pictures["shape"]),
+                 classes=tuple(pictures["classes"]), given={name: repr(value) for name, value in given.items()})
+
+
+def fault(answer, truth, rel):
+    """What is wrong with an answer, in words; "" if nothing is."""
+    if isinstance(truth, str):
+        return "" if answer == truth else "look again."
+    answer, truth = (torch.as_tensor(value).detach().cpu().double().squeeze() for value in (answer, truth))
+    if answer.shape != truth.shape:
+        return f"its shape is {tuple(answer.shape)}, and should be {tuple(truth.shape)}."
+    if (answer - truth).norm() <= rel * truth.norm():
+        return ""
+    factor = (answer * truth).sum() / truth.square().sum()
+    near = (answer - factor * truth).norm() <= rel * (factor * truth).norm()
+    return f"it is {factor:.3g} times what it should be." if near else "its shape is right, but no factor makes its values right."
+
+
+def check(answer, truth, because, rel=1e-3, on=()):
+    """Says in a sentence whether an answer is right, and else what is wrong: its shape, or a factor.
+
+    Words must be the same, numbers and tensors within a share `rel`, in norm. on: what to call answer and truth with, where
+    they are functions. Never raises: None, a blank, is not answered yet; what cannot be compared is not right yet.
+    """
+    if answer is None:
+        return print("Not answered yet: put your answer in the place of None, and run this cell again.")
+    try:
+        wrong = fault(answer(*on) if callable(answer) else answer, truth(*on) if callable(truth) else truth, rel)
+    except Exception as error:                              # whatever a reader's own function raises
+        wrong = f"{type(error).__name__}: {error}"
+    print(f"Not yet right: {wrong}" if wrong else f"Right: {because}")

@@ -6,12 +6,14 @@ import json
 import linecache
 import textwrap
 import time
-from contextlib import suppress
 
 import torch
+from filelock import FileLock
 
-from .checkpoints import SOURCE, Saved, WorkspaceError, alone, pack, retry, sha256, there, write
-from .device import rng_state, set_rng_state
+from .checkpoints import SOURCE, Saved, WorkspaceError, pack, retry, sha256, there, write
+from .device import generators
+
+CONTRACT = "encode", "decode", "generate", "latent_dim", "config"   # what a model must have
 
 
 def source_of(model):
@@ -40,16 +42,20 @@ class Stage:
     """One stage's output file: is it there already, how far did an unfinished run get, and the saving of it.
 
     name: the file that the stage makes; settings: the parameters that shape it, as plain values; inputs: what it is made
-    from (Saved, or anything with a name and a digest). What is recorded is what the stage was begun with.
+    from (Saved, or anything with a name and a digest). What is recorded is what the stage was begun with. more: what else a
+    notebook is to find as attributes beside the settings (stage.steps); see parameters.begin.
     """
 
-    def __init__(self, workspace, name, settings, inputs=(), overwrite=False):
+    given, notebook, pictures = {}, {}, None
+
+    def __init__(self, workspace, name, settings, inputs=(), overwrite=False, **more):
+        vars(self).update(settings | more)
         self.path, self.overwrite, self.save_seconds = workspace.checkpoints / name, overwrite, workspace.save_seconds
         self.saved, self.saved_at = None, time.monotonic()
         self.record = {"settings": settings, "lineage": {source.name: source.digest for source in inputs}, "code": {}}
         for source in inputs:                               # a reader's own model goes on to what is made from it
-            kept = getattr(source, "lineage", {})
-            self.record["lineage"] |= {name: kept[name] for name in filter(SOURCE, kept)}
+            kept = getattr(source, "lineage", {}).items()
+            self.record["lineage"] |= {name: digest for name, digest in kept if SOURCE(name)}
 
     @property
     def unfinished(self):
@@ -58,7 +64,7 @@ class Stage:
 
     def changes(self, saved):
         """What tells a file from what this stage would make, in words: ["lam=4 (was 0.4)", "another cvae.pt", ...]."""
-        was = {key: saved.content.get(key, {}) for key in self.record}
+        was = {key: getattr(saved, key, {}) for key in self.record}
         words = {"settings": "{}={!r} (was {!r})", "lineage": "another {}", "code": "{}() was edited"}
         return [words[key].format(name, now.get(name), was[key].get(name)) for key, now in self.record.items()
                 for name in sorted(now.keys() | was[key].keys()) if now.get(name) != was[key].get(name)]
@@ -69,6 +75,8 @@ class Stage:
         functions: those of the notebook that shape the result; model: that of notebook 01, untrained, whose class is part of
         it. A model that could not be read again raises WorkspaceError here, before it is trained.
         """
+        if late := [name for name, value in self.given.items() if repr(self.notebook.get(name)) != value]:
+            print(f"Changed since the cell “This stage”, and without effect until it is run again: {', '.join(late)}.")
         self.record["code"] = code_of(*functions)
         if model is not None:
             self.rehearse(model)
@@ -87,6 +95,9 @@ class Stage:
         """Saves an untrained model's source, packs the model, reads it again and rebuilds it. Raises WorkspaceError."""
         kept = {name: digest for name, digest in self.record["lineage"].items() if not SOURCE(name)}
         try:
+            lacks = [name for name in CONTRACT if not hasattr(model, name)]
+            if lacks or type(model).__name__ != "CVAE":
+                raise AttributeError(f"{type(model).__name__} lacks {', '.join(lacks) or 'its name'}")
             source = source_of(model)
             name = f"model-{sha256(source)[:8]}.py"
             self.record["lineage"] = kept | ({name: sha256(source)} if source else {})
@@ -96,27 +107,25 @@ class Stage:
             with torch.random.fork_rng([]):                 # the run that follows draws what it would have drawn
                 Saved(self.path, pack(self.path.name, content)).build(type(model), "cpu")
         except Exception as error:
-            raise WorkspaceError(f"This {type(model).__name__} could not be read again once it is saved, so it is not trained. "
-                                 "Its class must be defined in one cell that holds all it needs, imports too, and have `config`,"
-                                 f" from which {type(model).__name__}(**config) rebuilds it. ({error})") from error
+            raise WorkspaceError(f"Once saved, this model could not be read again, so it is not trained ({error}). Its class "
+                                 "is to be called CVAE, in one cell that holds all it needs, imports too, and to have "
+                                 f"{', '.join(CONTRACT)}.") from error
 
     def save(self, **content):
         """Saves the finished stage and returns it as Saved: state, config and metrics for a .pt, plain values for a .json.
 
-        A finished file of other settings, inputs or code is kept, under a name that has the first digits of its digest.
+        Another file that was there is kept, under a name that has the first digits of its digest.
         """
+        content |= {"pictures": self.pictures} if self.pictures and self.path.suffix == ".pt" else {}
         packed = pack(self.path.name, {**self.record, **content})
         saved = Saved(self.path, packed)                    # checked before it is written
-        with alone(self.path):
-            if there(self.path) and sha256(old := retry(self.path.read_bytes)) != saved.digest:
-                with suppress(WorkspaceError):
-                    if self.changes(Saved(self.path, old)):
-                        kept = self.path.with_name(f"{self.path.stem}.{sha256(old)[:8]}{self.path.suffix}")
-                        write(kept, old)
-                        print(f"{self.path.name} was another run's: kept as {kept}")
+        with FileLock(self.path.with_name(".lock")):        # three that finish at once, one after the other
+            if there(self.path) and (old := retry(self.path.read_bytes)) != packed:
+                kept = self.path.with_name(f"{self.path.stem}.{sha256(old)[:8]}{self.path.suffix}")
+                write(kept, old)
+                print(f"{self.path.name} was another run's: kept as {kept}")
             write(self.path, packed)
-        with suppress(OSError):                             # what is left of it does no harm
-            self.unfinished.unlink(missing_ok=True)
+        self.unfinished.unlink(missing_ok=True)
         self.saved = saved
         return saved
 
@@ -131,7 +140,8 @@ class Stage:
         parts: what the run consists of, each by its name: a dict, or anything with state_dict and load_state_dict.
         """
         states = {name: part if isinstance(part, dict) else part.state_dict() for name, part in parts.items()}
-        content = {**self.record, **states, "done": done, "rng": rng_state(device)}
+        rng = {kind: module.get_rng_state() for kind, module in generators(device).items()}
+        content = {**self.record, **states, "done": done, "rng": rng}
         try:
             write(self.unfinished, pack(self.unfinished.name, content))
         except WorkspaceError as error:
@@ -145,17 +155,15 @@ class Stage:
         """
         if not there(self.unfinished):
             return 0
-        try:
-            saved = Saved(self.unfinished)
-        except WorkspaceError as error:
-            print(f"Starting anew: {error}")
-            return 0
+        saved = Saved(self.unfinished)
         for name, part in parts.items():
-            state = saved.content[name]
+            state = getattr(saved, name)
             if isinstance(part, dict):
                 part.update({key: x.to(device) if isinstance(x, torch.Tensor) else x for key, x in state.items()})
             else:
                 part.load_state_dict(state)
-        set_rng_state(saved.rng, device)
+        for kind, module in generators(device).items():
+            if kind in saved.rng:                           # else it was begun on another device
+                module.set_rng_state(saved.rng[kind])
         print(f"Going on from step {saved.done:,}, saved in {self.unfinished}")
         return saved.done
