@@ -7,10 +7,9 @@ the same attack on a model that never saw the label is the control.
 import torch
 import torch.nn.functional as F
 
-from amnesia.data import one_hot
-from amnesia.models import bernoulli_nll
+from amnesia import bernoulli_nll, one_hot
 
-from .denoiser import Denoiser, denoising_loss, draw, times
+from .denoiser import Denoiser, denoising_loss, times
 
 RADIUS_SQUARED = 20.09  # bound on |z|^2: with 8 latents, 99 % of the prior lies within
 BOX = 2.0               # bound on each entry of a label vector that need not lie on the simplex
@@ -104,14 +103,15 @@ def joint_costs(cvae, images, y, z):
     return (nll + z.flatten(0, 1).square().sum(1) / 2).view(restarts, k)
 
 
-def invert(model, images, restarts=8, steps=400, batch_size=32, learning_rate=0.05, seed=0):
-    """The one label vector (10,) within the box that lets the model explain images (k, 784) best, of several restarts:
+def invert(model, images, steps=400, batch_size=32, learning_rate=0.05, seed=0):
+    """The one label vector (10,) within the box that lets the model explain images (k, 784) best, of eight restarts:
     concept inversion (Gal et al. 2023; Pham et al. 2024), of a vector of ten numbers.
 
     A CVAE's decoder gets a z for each image beside each vector, found along with it, under the prior: the encoder, which
     forgetting may have spoiled, is not asked. A Denoiser denoises so many of the images, each at its own time, new at every
-    step.
+    step; it gets four restarts.
     """
+    restarts = 4 if isinstance(model, Denoiser) else 8
     y = in_the_box(restarts, model.classes, torch.Generator().manual_seed(seed)).to(images.device)
     if not isinstance(model, Denoiser):
         z = torch.zeros(restarts, len(images), model.latent_dim, device=images.device)
@@ -139,17 +139,3 @@ def search_label(cvae, judge, label, restarts=8, steps=150, batch_size=64, learn
         return -logits.log_softmax(1)[:, label].view(len(y), n).mean(1)
 
     return cheapest(in_the_box(restarts, cvae.classes, generator).to(device), costs, steps, batch_size, learning_rate)
-
-
-def attack(cvae, judge, label, real, seed=0, scale=1.0, restarts=200):
-    """{name: images that were found, bytes (n, 784)}: each of SEARCHES from so many restarts, and 1,000 samples of each
-    inversion from 10 and from 100 of the real images (N, 784)."""
-    generator, n, found = torch.Generator().manual_seed(seed), max(20, round(1000 * scale)), {}
-    for kind in SEARCHES:
-        z, y = search(cvae, judge, label, kind, restarts, steps=max(1, round(150 * scale)), seed=seed)
-        found[kind] = draw(cvae, z, y)
-    for k in (10, 100):
-        y = invert(cvae, real[:k], steps=max(1, round(400 * scale)), seed=seed)
-        z = torch.randn(n, cvae.latent_dim, generator=generator).to(y.device)
-        found[f"inversion from {k} images"] = draw(cvae, z, y.expand(n, -1))
-    return found
