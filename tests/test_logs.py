@@ -1,8 +1,6 @@
 """Logs of runs: every result once, whatever stops in between."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -34,13 +32,11 @@ def square(x, folder=None, pause=0.0):
     time.sleep(pause)
     if x == 99:
         raise ArithmeticError("x is 99")
-    if x == 98:
-        os.kill(os.getpid(), signal.SIGKILL)
     return {"square": x * x}
 
 
 def slowly(x, folder):
-    return square(x, folder, pause=0.5)
+    return square(x, folder, pause=0.3)
 
 
 @pytest.fixture
@@ -68,17 +64,6 @@ def test_a_failure_stops_the_sweep_and_keeps_what_came_before(log):
         sweep(square, [{"x": 1}, {"x": 99}, {"x": 2}], log, n_jobs=1)
     assert squares(log.records().values()) == [1]
     assert squares(sweep(square, [{"x": 1}, {"x": 2}], log, n_jobs=1)) == [1, 4]
-
-
-@pytest.mark.slow
-def test_a_process_that_is_killed_stops_the_sweep_and_keeps_what_came_before(log):
-    """As for want of memory: no other process takes its run, and the next call goes on."""
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
-
-    sweep(square, GRID[:2], log, n_jobs=2)
-    with pytest.raises(TerminatedWorkerError):
-        sweep(square, [*GRID[:2], {"x": 98}], log, n_jobs=2)
-    assert squares(sweep(square, GRID[:3], log, n_jobs=2)) == [0, 1, 4]
 
 
 @pytest.mark.parametrize("damage", [lambda text: text[:-20], lambda text: text.replace(b'"square": 49', b'"square": 48'),
@@ -140,16 +125,12 @@ def test_a_killed_sweep_goes_on_where_it_was(log, tmp_path):
     """kill -9 to the whole sweep; the next one runs the rest."""
     calls = tmp_path / "calls"
     calls.mkdir()
-    script = PROLOGUE + f"""
-grid = [{{"x": x, "folder": {str(calls)!r}}} for x in range(8)]
-sweep(slowly, grid, Log(Path({str(log.path)!r}), LINEAGE), n_jobs=1)
-"""
+    grid = [{"x": x, "folder": str(calls)} for x in range(6)]
+    script = PROLOGUE + f"sweep(slowly, {grid}, Log(Path({str(log.path)!r}), LINEAGE), n_jobs=1)"
     victim = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL)
-    while len(log.records()) < 3 and victim.poll() is None:
+    while len(log.records()) < 2 and victim.poll() is None:
         time.sleep(0.05)
     victim.kill()
     victim.wait()
-    done = len(log.records())
-    grid = [{"x": x, "folder": str(calls)} for x in range(8)]
-    assert done < 8 and squares(sweep(square, grid, log, n_jobs=1)) == [x * x for x in range(8)]
-    assert len(list(calls.iterdir())) <= 8 + 1  # what was under way is done again, nothing else
+    assert len(log.records()) < 6 and squares(sweep(square, grid, log, n_jobs=1)) == [x * x for x in range(6)]
+    assert len(list(calls.iterdir())) <= 6 + 1  # what was under way is done again, nothing else

@@ -1,6 +1,7 @@
 """How models are measured: bounds against numerical integration, manifolds and looks against a loop."""
 
 import math
+import pickle
 from copy import deepcopy
 
 import numpy as np
@@ -90,3 +91,11 @@ def test_a_look_is_that_of_a_loop(small):
         assert found["H"][label] == pytest.approx(-(p * p.log()).sum(1).mean().item(), abs=1e-5)
         assert found["share"][label] == pytest.approx((p.argmax(1) == label).double().mean().item())
         assert found["contrast"][label] == pytest.approx(np.mean([np.std(one.numpy()) for one in pictures]), abs=1e-3)
+
+
+def test_a_worker_reads_the_files_itself_and_says_nothing(small, capsys):
+    experiment = small()
+    capsys.readouterr()
+    again = pickle.loads(pickle.dumps(experiment))
+    assert type(again) is type(experiment) and again is not experiment and again.lineage == experiment.lineage
+    assert capsys.readouterr().out == "" and len(pickle.dumps(experiment)) < 1000
