@@ -67,40 +67,6 @@ def test_the_loss_is_kingma_and_gao_s_weighted_elbo_image_by_image(denoiser, bat
         torch.testing.assert_close(loss, expected)
 
 
-def test_noised_images_move_with_the_velocity_that_is_said(batch):
-    x, _, t, noise = batch
-    (before, _), (_, v), (after, _) = (noised(x, t + shift, noise) for shift in (-1e-5, 0, 1e-5))
-    torch.testing.assert_close((after - before) / (2e-5 * math.pi / 2), v, rtol=1e-6, atol=1e-6)
-
-
-class OfAGaussian:
-    """In a Denoiser's place: the exact E[v|z] if the pixels of the images are normal, with this mean and sd."""
-
-    def __init__(self, mean, sd):
-        self.mean, self.sd = mean, sd
-
-    def __call__(self, z, t, y):
-        alpha, sigma = (t * math.pi / 2).cos()[:, None], (t * math.pi / 2).sin()[:, None]
-        gain = alpha * self.sd**2 / (alpha**2 * self.sd**2 + sigma**2)
-        x = self.mean + gain * (z - alpha * self.mean)                        # E[x|z]
-        return (alpha * z - x) / sigma
-
-
-def drawn_from(mean, sd, steps):
-    """(noise, what becomes of it), in [-1, 1], of pixels that stay within."""
-    z = torch.randn(4, 784, generator=torch.Generator().manual_seed(2)).double()
-    return z, 2 * sample(OfAGaussian(mean, sd), torch.zeros(4, 10).double(), z, steps) - 1
-
-
-def test_the_sampler_turns_noise_into_the_gaussian_that_it_is_told_of():
-    errors = {}
-    for steps in (50, 100, 800):
-        z, x = drawn_from(0.2, 0.15, steps)                                   # the flow of a Gaussian: x = mean + sd z
-        errors[steps] = (x - (0.2 + 0.15 * z)).abs().max().item()
-    assert errors[800] < 0.01
-    assert 1.6 < errors[50] / errors[100] < 2.4                               # first order: half the step, half the error
-
-
 @pytest.mark.parametrize(("guidance", "v"), [(0.0, 0.1), (1.0, 0.3), (1.5, 0.4), (3.0, 0.7)])
 def test_guidance_goes_so_many_times_as_far_from_what_is_said_without_a_label(guidance, v):
     """Of a network that says 0.3 with a label and 0.1 without, in one step of a quarter turn: the image is -v."""
@@ -121,14 +87,6 @@ def test_times_are_spread_evenly_from_a_random_start_in_a_random_order():
         torch.testing.assert_close(t.sort().values.diff(), torch.full((9,), 0.1))
     assert not torch.allclose(first.min(), second.min())
     assert first.argsort().tolist() != second.argsort().tolist() != list(range(10))
-
-
-def test_a_label_vector_acts_by_its_product_with_the_embedding(denoiser, batch):
-    _, y, t, z = batch
-    mixture = 0.5 * (y + y.roll(1, 0))
-    vectors = mixture @ denoiser.class_embedding.weight
-    of_vectors = functional_call(denoiser, {"class_embedding.weight": vectors}, (z, t, torch.eye(6).double()))
-    torch.testing.assert_close(denoiser(z, t, mixture), of_vectors)
 
 
 def test_the_released_model_draws_the_digits_that_it_is_asked_for():

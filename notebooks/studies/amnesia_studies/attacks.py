@@ -16,23 +16,18 @@ BOX = 2.0               # bound on each entry of a label vector that need not li
 SEARCHES = ("z alone", "z and label on the simplex", "z and label free")
 
 
-class Descent:
-    """Adam, a step at a time, down the sum of what costs() returns, in the tensors `searched`. After each step confine() puts
-    them back within their bounds."""
-
-    def __init__(self, costs, searched, confine=lambda: None, learning_rate=0.05):
-        self.costs, self.searched, self.confine = costs, [values.requires_grad_() for values in searched], confine
-        self.optimizer = torch.optim.Adam(self.searched, learning_rate)
-
-    def step(self):
-        """One step; returns what the costs were before it."""
-        costs = self.costs()
-        for values, gradient in zip(self.searched, torch.autograd.grad(costs.sum(), self.searched), strict=True):
+def descend(costs, searched, confine=lambda: None, learning_rate=0.05):
+    """Adam down the sum of what costs() returns, in the tensors `searched`, which confine() puts back within their bounds: a
+    step at each next(), which gives what the costs were before it."""
+    optimizer = torch.optim.Adam([values.requires_grad_() for values in searched], learning_rate)
+    while True:
+        now = costs()
+        for values, gradient in zip(searched, torch.autograd.grad(now.sum(), searched), strict=True):
             values.grad = gradient
-        self.optimizer.step()
+        optimizer.step()
         with torch.no_grad():
-            self.confine()
-        return costs.detach()
+            confine()
+        yield now.detach()
 
 
 def search(cvae, judge, label, attack, restarts=200, steps=150, learning_rate=0.1, seed=0):
@@ -57,10 +52,10 @@ def search(cvae, judge, label, attack, restarts=200, steps=150, learning_rate=0.
         elif attack == "z and label free":
             y.clamp_(-BOX, BOX)
 
-    descent = Descent(lambda: F.cross_entropy(judge(cvae.decode(z, y).sigmoid()), aim, reduction="none"),
+    descent = descend(lambda: F.cross_entropy(judge(cvae.decode(z, y).sigmoid()), aim, reduction="none"),
                       [z] if attack == "z alone" else [z, y], confine, learning_rate)
     for _ in range(steps):
-        descent.step()
+        next(descent)
     return z.detach(), y.detach()
 
 
@@ -88,9 +83,9 @@ def cheapest(y, costs, steps, batch_size, learning_rate, others=()):
     costs(y, n): what each vector costs, a mean over n draws, new at every call: (restarts,). The last call, which picks one,
     takes ten times as many. others: tensors that are searched along with y.
     """
-    descent = Descent(lambda: costs(y, batch_size), [y, *others], lambda: y.clamp_(-BOX, BOX), learning_rate)
+    descent = descend(lambda: costs(y, batch_size), [y, *others], lambda: y.clamp_(-BOX, BOX), learning_rate)
     for _ in range(steps):
-        descent.step()
+        next(descent)
     with torch.no_grad():
         return y[costs(y, 10 * batch_size).argmin()].detach()
 

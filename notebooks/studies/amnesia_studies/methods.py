@@ -3,7 +3,6 @@
 Those that train go on for as many steps, on batches as large, as Selective Amnesia does, unless they say otherwise.
 """
 
-import itertools
 import math
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ from torch.func import functional_call
 
 from amnesia import Pictures, bernoulli_nll, diagonal_fisher, ewc_penalty, fit, grow, negative_elbo_terms, one_hot
 
-from .attacks import BOX, Descent, in_the_box, joint_costs
+from .attacks import BOX, descend, in_the_box, joint_costs
 from .denoiser import Denoiser, nats, noised, times, train, unlabelled
 
 CEILING = 1000.0  # nats per image at which ascent stops: without one there is no minimum, and every run diverges
@@ -138,7 +137,8 @@ def selective_amnesia(task, lam=0.4, gamma=1.0, remember="replay", surrogate="no
     paper does, "distil", as notebook 03 does by default, or "nothing"; see rehearse(). surrogate: "noise", or "grey".
     importance: "identity" takes the same for every weight in F's place. drawn: the share of replay's images that are drawn
     pixel by pixel. only: of "distil", "decoder" or "encoder" leaves the other out. n_forget, batch_size: of a batch, images
-    of the surrogate and of kept labels. adversary: a function of the new model that returns one more term, "invert".
+    of the surrogate and of kept labels. adversary: a function of the new model; what it returns gives one more term,
+    "invert", at each next().
     """
     for word, words in ((remember, ("replay", "distil", "nothing")), (surrogate, ("noise", "grey")),
                         (importance, ("fisher", "identity")), (only, ("", "decoder", "encoder"))):
@@ -152,7 +152,7 @@ def selective_amnesia(task, lam=0.4, gamma=1.0, remember="replay", surrogate="no
         return nats(model, x, one_hot(labels.repeat(2), model.classes))         # a pair has one label
 
     n_kept = 0 if remember == "nothing" or not gamma else batch_size or task.batch_size
-    more = {"invert": adversary(model)} if adversary else {}
+    more = {"invert": partial(next, adversary(model))} if adversary else {}
     return two_terms(task, model, forget, lambda labels: gamma * rehearse(task, model, labels, remember, drawn, only),
                      lam, fim, n_forget // 2, n_kept, **more)
 
@@ -183,8 +183,8 @@ def adversarial(task, lam=0.0, attackers=8):
 
 
 def inner_inversion(cvae, task, attackers, k=16, life=400):
-    """A function that goes a step of concept inversion each time it is called, and returns what there is to forget about it:
-    the mean over the attackers' label vectors of max(0, floor - cost), nats per image.
+    """What there is to forget, at each next(), after which concept inversion has gone one step on: the mean over the
+    attackers' label vectors of max(0, floor - cost), nats per image.
 
     What is inverted is the frozen copy's own drawings of the forgotten labels, no real image. The floor is what they cost
     under the best of the kept labels, chosen for each drawing: no one label vector shall explain them better. After `life`
@@ -192,23 +192,21 @@ def inner_inversion(cvae, task, attackers, k=16, life=400):
     """
     drawings, corners = task.original.generate(some(task.forgotten, 64)), one_hot(task.kept, cvae.classes)
     z = torch.zeros(len(corners), len(drawings), cvae.latent_dim, device=drawings.device)
-    under_kept = Descent(lambda: joint_costs(task.original, drawings, corners, z), [z])
+    under_kept = descend(lambda: joint_costs(task.original, drawings, corners, z), [z])
     for _ in range(100):
-        floors = under_kept.step().min(0).values                                # (64,)
-    steps, attack, floor = itertools.count(), None, None
+        floors = next(under_kept).min(0).values                                 # (64,)
+    while True:
+        pick = torch.randperm(len(drawings), device=drawings.device)[:k]
+        y = in_the_box(attackers, cvae.classes).to(drawings.device)
+        z = torch.zeros(attackers, k, cvae.latent_dim, device=drawings.device)
 
-    def invert():
-        nonlocal attack, floor
-        if next(steps) % life == 0:
-            pick = torch.randperm(len(drawings), device=drawings.device)[:k]
-            y = in_the_box(attackers, cvae.classes).to(drawings.device)
-            z = torch.zeros(attackers, k, cvae.latent_dim, device=drawings.device)
-            attack = Descent(lambda: joint_costs(cvae, drawings[pick], y, z), [y, z], lambda: y.clamp_(-BOX, BOX))
-            floor = floors[pick].mean()
-        attack.step()
-        return F.relu(floor - attack.costs().mean(1)).mean()
+        def costs(y=y, z=z, images=drawings[pick]):
+            return joint_costs(cvae, images, y, z)
 
-    return invert
+        attack = descend(costs, [y, z], lambda y=y: y.clamp_(-BOX, BOX))
+        for _ in range(life):
+            next(attack)
+            yield F.relu(floors[pick].mean() - costs().mean(1)).mean()
 
 
 def naive(task, lam=0.4):
