@@ -8,7 +8,7 @@ from torch.nn.utils import prune
 
 from amnesia import Diverged
 from amnesia.data import one_hot
-from amnesia_studies import denoiser, relearning, runs, scoring
+from amnesia_studies import relearning, runs, scoring
 from amnesia_studies import experiment as experiment_module
 from amnesia_studies.denoiser import Denoiser
 from amnesia_studies.experiment import DiffusionExperiment, Experiment
@@ -236,13 +236,6 @@ def test_a_model_is_scored_label_by_label_by_the_first_judge(stand_in, told):
     asked = [(of.flatten().tolist(), real.unique().tolist(), len(real)) for of, real in told.calls["recall"]]
     assert asked == [([3.0 * label, 3.0 * label + 1, 3.0 * label + 2], [label], 10) for label in kept]
     assert result["recall"] == 3 * sum(kept) / 8 and result["P"] == [1.0] * 10 and result["H"] == [0.0] * 10
-
-
-def test_samples_are_of_each_label_in_turn_by_the_seed(told):
-    told("draw", lambda model, z, y: (z, y), denoiser)
-    z, y = denoiser.sample_all(Model("new"), 3, seed=5)
-    assert y.argmax(1).tolist() == [label for label in range(10) for _ in range(3)]
-    assert torch.equal(z, torch.randn(30, 2, generator=torch.Generator().manual_seed(5)))
 
 
 def test_the_tight_bounds_are_of_forgotten_and_kept_test_images(stand_in, told):

@@ -57,14 +57,12 @@ def compare(method, forget=(0,), seeds=(1, 2, 3), experiment=None, name="", scal
 
 def receipt(method, name=""):
     """(name, source, SHA-256 of it and of the notebook's functions that it calls) of a method. Raises ValueError for a name
-    that is taken; TypeError for a method without a name fit for a file, and for what is no function with a source."""
+    that is taken; TypeError for what is no function, or has no name fit for a file."""
     name = name or getattr(method, "__name__", "<none>")
-    if not re.fullmatch(r"\w[\w -]*", name):
-        raise TypeError(f"{method!r} has no name of its own, or one unfit for a file: say compare(…, name=\"mine\").")
+    if not inspect.isfunction(method) or not re.fullmatch(r"\w[\w -]*", name):
+        raise TypeError(f"{method!r} is no function with a name fit for a file: def mine(task), or compare(…, name=\"mine\").")
     if name in TAKEN:
         raise ValueError(f"name={name!r} is taken by a method of the studies: choose another.")
-    if not inspect.isfunction(method):
-        raise TypeError(f"{method!r} is no function with a source: write def mine(task) in a cell or a file.")
     source = inspect.getsource(method)
     return name, source, sha256(source + repr(code_of(method)))
 

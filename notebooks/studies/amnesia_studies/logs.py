@@ -95,8 +95,6 @@ def sweep(run, grid, log, n_jobs=-1, title="runs", **more):
     new record says beside its settings. An exception in a run stops the sweep, and so does a process that is killed, as for
     want of memory: what is in the log stays there, and the same call goes on, with fewer processes if memory was short.
     """
-    if not isinstance(n_jobs, int) or n_jobs == 0:
-        raise ValueError(f"n_jobs={n_jobs!r}: expected a number of processes, or -1 for one a core.")
     grid = list({key(settings): settings for settings in grid}.values())
     done = log.records()
     todo = [settings for settings in grid if key(settings) not in done]
