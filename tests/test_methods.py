@@ -22,23 +22,7 @@ from watching import (
 
 from amnesia import CVAE, Saved, diagonal_fisher
 from amnesia_studies import methods
-from amnesia_studies.methods import (
-    CEILING,
-    METHODS,
-    Task,
-    adversarial,
-    as_published,
-    distilled,
-    draws_noise,
-    inner_inversion,
-    margin,
-    nearest_kept,
-    noise_pairs,
-    oracle,
-    retrain,
-    selective_amnesia,
-    some,
-)
+from amnesia_studies.methods import CEILING, METHODS, Task, draws_noise, inner_inversion, nearest_kept, noise_pairs, some
 from amnesia_studies.weights import mixed
 
 
@@ -188,7 +172,7 @@ def test_each_term_is_worth_what_it_says(studied, name, options, worth):
 
 
 def test_as_published_has_the_papers_settings(studied):
-    caught = studied(as_published)
+    caught = studied(METHODS["as published"])
     assert (caught.told.steps, caught.told.learning_rate, caught.told.schedule) == (10_000, 1e-4, "constant")
     assert (caught.task.steps, caught.task.schedule) == (1600, "one-cycle")
 
@@ -203,7 +187,7 @@ def test_adversarial_amnesia_pulls_at_what_its_inner_adversary_finds(studied, mo
 
     monkeypatch.setattr(methods, "joint_costs", costs)
     monkeypatch.setattr(methods, "in_the_box", lambda n, classes: torch.zeros(n, classes))
-    caught = studied(adversarial, attackers=6)
+    caught = studied(METHODS["adversarial amnesia"], attackers=6)
     biases = caught.model.exact.decoder[-1].bias[:6]
     assert (biases.abs() < 1).all()
     expected = {"forget": noise(), "remember": distils(384), "protect": springs(0.0),
@@ -245,9 +229,9 @@ def test_what_is_edited_in_a_column_learns_noise(studied, monkeypatch, name):
     assert caught.choices == ({} if edit else {"learning_rate": 1e-2})
 
 
-@pytest.mark.parametrize(("method", "before"), [(METHODS["label edit"], METHODS["original"]), (margin, distilled)])
+@pytest.mark.parametrize(("method", "before"), [("label edit", "original"), ("with a margin", "distilled amnesia")])
 def test_an_edit_changes_the_forgotten_labels_column_alone(task, method, before):
-    after, before = method(task), before(task)
+    after, before = METHODS[method](task), METHODS[before](task)
     changed = {name: (p != old).any(0).nonzero().flatten().tolist() for (name, p), old in
                zip(after.named_parameters(), before.parameters(), strict=True) if not torch.equal(p, old)}
     assert changed == {"decoder.0.weight": [4 + 3]} and all(p.requires_grad for p in after.parameters())
@@ -261,13 +245,13 @@ def test_references_are_trained_without_the_forgotten_digits(task, monkeypatch):
     monkeypatch.setattr(methods, "train_from_scratch", lambda task, digits: shown.append(digits))
     gone, before = task.train.labels == 3, task.train.images.clone()
     for task.seed in (5, 5, 6):
-        oracle(task)
+        METHODS["oracle"](task)
     first, again, other = (digits.images for digits in shown)
     noise = torch.randint(256, (gone.sum(), 784), generator=torch.Generator().manual_seed(5)).byte()
     assert torch.equal(first[gone], noise) and torch.equal(first, again) and not torch.equal(first, other)
     assert torch.equal(first[~gone], before[~gone]) and torch.equal(task.train.images, before)
     assert torch.equal(shown[0].labels, task.train.labels)
-    retrain(task)
+    METHODS["retrain"](task)
     assert torch.equal(shown[3].images, before[~gone]) and torch.equal(shown[3].labels, task.train.labels[~gone])
 
 
@@ -348,4 +332,4 @@ def test_undo_teaches_another_network_every_answer(studied, monkeypatch):
 @pytest.mark.parametrize("wrong", [{"remember": "distill"}, {"surrogate": "gray"}, {"importance": "fischer"}, {"only": "both"}])
 def test_another_word_is_refused(task, wrong):
     with pytest.raises(ValueError, match=f"'{next(iter(wrong.values()))}': expected one of"):
-        selective_amnesia(task, **wrong)
+        METHODS["selective amnesia"](task, **wrong)

@@ -8,8 +8,8 @@ from torch.nn.utils import prune
 
 from amnesia import Diverged
 from amnesia.data import one_hot
-from amnesia_studies import relearning, runs, scoring
 from amnesia_studies import experiment as experiment_module
+from amnesia_studies import relearning, runs, scoring
 from amnesia_studies.denoiser import Denoiser
 from amnesia_studies.experiment import DiffusionExperiment, Experiment
 
