@@ -113,11 +113,11 @@ def test_a_board_without_rows_says_where_they_are(tmp_path):
 
 
 def test_a_row_is_made_again_within_the_tolerance(experiment, monkeypatch):
-    row = released().query("original == 'MNIST' and log == 'studies' and label == '0' and name == 'label edit'").iloc[0]
+    row = released().query("original == 'MNIST' and log == 'attacks' and label == '0' and name == 'label edit'").iloc[0]
     again = table([{**row["record"], "result": row["record"]["result"] | {"kept_elbo": row["kept ELBO"] * 1.1, "seconds": 9e9}}])
     monkeypatch.setattr(experiment, "run", lambda settings, log, n_jobs: experiment.done.append((settings, log)) or again)
     lines = rebuild(row, experiment)
-    assert experiment.done == [([row["settings"]], "studies")]
+    assert experiment.done == [([row["settings"]], "attacks")]
     assert not lines["within"]["kept ELBO"] and lines["within"].drop(["kept ELBO", "P − grey", "H / grey"], errors="ignore").all()
     with pytest.raises(ValueError, match=r"another cvae\.pt.*was not released"):
         rebuild(released().query("original == '5,000 digits'").iloc[0], experiment)

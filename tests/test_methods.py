@@ -1,6 +1,7 @@
 """The methods of the studies, term by term: what a loss is worth and where it pulls, against torch.distributions in float64 on
 the very images, labels and latents that it drew; and what each method alone promises."""
 
+from copy import deepcopy
 from types import SimpleNamespace
 
 import pytest
@@ -301,7 +302,7 @@ def test_the_floor_is_the_best_of_the_kept_labels_for_each_drawing(released_task
 
     monkeypatch.setattr(methods, "joint_costs", costs)
     torch.manual_seed(0)
-    invert = inner_inversion(released_task.original, released_task, attackers=2, k=64)
+    invert = inner_inversion(deepcopy(released_task.original), released_task, attackers=2, k=64)
     assert next(invert).item() == pytest.approx((17.5 - 4) / 2)                     # 17.5 is the mean of 5 and 30
 
 
@@ -322,9 +323,11 @@ def test_undo_teaches_another_network_every_answer(studied, monkeypatch):
     monkeypatch.setattr(methods, "divergence", lambda *asked: told.append(asked) or torch.ones(1))
     monkeypatch.setattr(methods, "distilled", lambda task: teacher)
     teacher = CVAE(latent_dim=4, hidden=(32, 16))
+    teacher.decoder[0].bias.data.fill_(9.0)
     caught = studied(METHODS["distilled anew"])
     (source, student, asked, also), = told
     assert source is teacher and student is caught.model.cvae is not teacher and asked is also
+    assert student.decoder[0].bias.max() < 2                            # a new network
     assert len(asked) == 128 and {*asked.tolist()} == {*range(10)}
     assert caught.choices == {"steps": 8000, "learning_rate": 0.002} and list(caught.terms) == ["remember"]
 
