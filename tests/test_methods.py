@@ -23,7 +23,7 @@ from watching import (
 
 from amnesia import CVAE, Saved, diagonal_fisher
 from amnesia_studies import methods
-from amnesia_studies.methods import CEILING, METHODS, Task, draws_noise, inner_inversion, nearest_kept, noise_pairs, some
+from amnesia_studies.methods import CEILING, METHODS, Task, inner_inversion, nearest_kept, noise_pairs, noise_part_way, some
 from amnesia_studies.weights import mixed
 
 
@@ -209,7 +209,7 @@ def test_noise_is_what_the_decoder_part_of_the_way_is_to_draw(task, share):
     """Value and gradient by hand."""
     cvae = CVAE(latent_dim=4, hidden=(32, 16))
     torch.manual_seed(1)
-    found = draws_noise(cvae, task, 48, share)
+    found = noise_part_way(cvae, task, share)
     torch.manual_seed(1)
     y, z = one_hot(some(task.forgotten, 24).repeat(2)), torch.randn(48, 4)
     between = mixed(task.original, [cvae], [share])
@@ -219,15 +219,21 @@ def test_noise_is_what_the_decoder_part_of_the_way_is_to_draw(task, share):
     torch.testing.assert_close(gradients[0][0], share * gradients[1][0])
 
 
-@pytest.mark.parametrize("name", ["label edit", "with a margin"])
-def test_what_is_edited_in_a_column_learns_noise(studied, monkeypatch, name):
-    told = []
-    monkeypatch.setattr(methods, "draws_noise", lambda cvae, task, n, share=1.0: told.append((n, share)) or torch.ones(()))
-    caught = studied(METHODS[name])
-    edit = name == "label edit"
-    assert caught.terms == ({"forget": 1} if edit else {"forget": 30, "margin": 1})
-    assert told[0] == (384 if edit else 48, 1) and (edit or (told[1][0] == 48 and 0.5 <= told[1][1] <= 1))
-    assert caught.choices == ({} if edit else {"learning_rate": 1e-2})
+def test_the_label_edit_learns_noise_from_any_z(studied, monkeypatch):
+    drawn, draw = [], torch.rand_like
+    monkeypatch.setattr(torch, "rand_like", lambda like: drawn.append(draw(like)) or drawn[-1])
+    caught = studied(METHODS["label edit"])
+    z, told, _ = caught.model.told(caught.model.decoded, FORGOTTEN)
+    assert len(z) == 384 and z.mean().abs() < 0.1 and 0.9 < z.std() < 1.1 and list(caught.terms) == ["forget"]
+    assert_drawn_alike(told, FORGOTTEN)
+    expected = nll(caught.model.exact, z, told, drawn[-1].double()).mean().item()
+    assert caught.terms["forget"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_margin_learns_noise_at_the_end_and_part_of_the_way(studied, monkeypatch):
+    monkeypatch.setattr(methods, "noise_part_way", lambda cvae, task, share: torch.as_tensor(share))
+    caught = studied(METHODS["with a margin"])
+    assert caught.terms["forget"] == 30 and 0.5 <= caught.terms["margin"] <= 1 and caught.choices == {"learning_rate": 1e-2}
 
 
 @pytest.mark.parametrize(("method", "before"), [("label edit", "original"), ("with a margin", "distilled amnesia")])

@@ -347,7 +347,13 @@ def label_edit(task):
     Every output for a kept label stays as it was to the bit.
     """
     cvae = columns_only(task.start(), task.forgotten)
-    return task.minimise(cvae, lambda: {"forget": draws_noise(cvae, task, task.batch_size)}).requires_grad_()
+
+    def loss():
+        c_f = some(task.forgotten, task.batch_size)
+        logits = cvae.decode(torch.randn(len(c_f), cvae.latent_dim, device=c_f.device), one_hot(c_f, cvae.classes))
+        return {"forget": bernoulli_nll(logits, torch.rand_like(logits)).mean()}
+
+    return task.minimise(cvae, loss).requires_grad_()
 
 
 def margin(task):
@@ -362,16 +368,16 @@ def margin(task):
 
     def loss():
         share = (1 + torch.rand((), device=task.kept.device)) / 2
-        return {"forget": 30 * draws_noise(cvae, task, 48), "margin": draws_noise(cvae, task, 48, share)}
+        return {"forget": 30 * noise_part_way(cvae, task, 1.0), "margin": noise_part_way(cvae, task, share)}
 
     return task.minimise(cvae, loss, learning_rate=1e-2).requires_grad_()
 
 
-def draws_noise(cvae, task, n, share=1.0):
-    """-log p of n images of noise under the forgotten labels, z from the prior, by the decoder that has gone this share of
+def noise_part_way(cvae, task, share):
+    """-log p of 48 images of noise under the forgotten labels, z from the prior, by the decoder that has gone this share of
     the way from the original: mean nats per image."""
-    c_f = some(task.forgotten, n // 2).repeat(2)
-    z = torch.randn(n, cvae.latent_dim, device=c_f.device)
+    c_f = some(task.forgotten, 24).repeat(2)
+    z = torch.randn(len(c_f), cvae.latent_dim, device=c_f.device)
     weights = {name: old.detach() + share * (p - old.detach()) for (name, p), old in
                zip(cvae.decoder.named_parameters(), task.original.decoder.parameters(), strict=True)}
     logits = functional_call(cvae.decoder, weights, (torch.cat([z, one_hot(c_f, cvae.classes)], 1),))
