@@ -14,7 +14,6 @@ from amnesia_studies.attacks import (
     BOX,
     RADIUS_SQUARED,
     SEARCHES,
-    attack,
     cheapest,
     in_the_box,
     invert,
@@ -22,12 +21,10 @@ from amnesia_studies.attacks import (
     on_simplex,
     search,
     search_label,
-    within_ball,
 )
 from amnesia_studies.denoiser import Denoiser, draw
-from amnesia_studies.logs import images_from_text, images_to_text
 from amnesia_studies.relearning import CONTRAST, recognised, relearn
-from amnesia_studies.weights import exchanged, mixed, rounded
+from amnesia_studies.weights import mixed, rounded
 
 
 @pytest.fixture(scope="module")
@@ -63,34 +60,24 @@ def test_the_nearest_point_of_the_simplex():
     torch.testing.assert_close(on_simplex(p), p)
 
 
-def test_the_ball():
-    z = torch.tensor([[6.0, 0.0], [3.0, 3.0]])
-    torch.testing.assert_close(within_ball(z), torch.tensor([[RADIUS_SQUARED**0.5, 0.0], [3.0, 3.0]]))
-
-
 @pytest.mark.parametrize("attack", SEARCHES)
 def test_a_search_finds_the_digit_that_is_there_and_stays_within_bounds(released, grey, attack):
     cvae, judge, second = released
-    z, y = search(cvae, judge, 4, attack, restarts=24, steps=60)
+    z, y = search(cvae, judge, 4, attack, restarts=16, steps=40)
     assert z.square().sum(1).max() <= RADIUS_SQUARED * (1 + 1e-5) and y.abs().max() <= BOX
     if attack == "z alone":
-        assert torch.equal(y, one_hot(torch.full((24,), 4), 10))
+        assert torch.equal(y, one_hot(torch.full((16,), 4), 10))
     elif "simplex" in attack:
-        assert y.min() >= 0 and torch.allclose(y.sum(1), torch.ones(24))
+        assert y.min() >= 0 and torch.allclose(y.sum(1), torch.ones(16))
     assert seen(second, draw(cvae, z, y), 4).float().mean() > (0.2 if "free" in attack else 0.9)
     assert not seen(second, draw(grey, *search(grey, judge, 4, attack, restarts=5, steps=5)), 4).any()
-    again = search(cvae, judge, 4, attack, restarts=24, steps=60)
-    assert torch.equal(z, again[0]) and torch.equal(y, again[1])
-
-
-def test_an_unknown_attack_is_refused(released):
-    with pytest.raises(ValueError, match=r"attack='hammer'.*z alone"):
-        search(*released[:2], 4, "hammer")
+    again = [search(cvae, judge, 4, attack, restarts=5, steps=2, seed=3)[0] for _ in range(2)]
+    assert torch.equal(*again)
 
 
 def test_inversion_finds_a_label_that_draws_the_images(released, digits):
     cvae, _, second = released
-    y = invert(cvae, digits[0].only([7])[:10][0], restarts=4, steps=150)
+    y = invert(cvae, digits[0].only([7])[:10][0], steps=100)
     z = torch.randn(200, cvae.latent_dim, generator=torch.Generator().manual_seed(0))
     assert y.shape == (10,) and y.abs().max() <= BOX
     assert seen(second, draw(cvae, z, y.expand(200, -1)), 7).float().mean() > 0.5
@@ -121,78 +108,29 @@ def test_a_denoisers_label_is_inverted_from_its_images(monkeypatch):
         return (y - valley).square().sum(1)
 
     monkeypatch.setattr(attacks, "denoising_loss", loss)
-    found = invert(Denoiser((8, 8)), images, restarts=4, steps=150)
+    found = invert(Denoiser((8, 8)), images, steps=150)
     torch.testing.assert_close(found, valley, rtol=0, atol=0.1)
     x, y, t, noise = told[0]
     assert len(x) == 4 * 32 and len(told[-1][0]) == 4 * 320 and all((row == images).all(1).any() for row in x)
     assert all(torch.equal(part[:32], part[32:64]) for part in (x, t, noise)) and len(y.unique(dim=0)) == 4
 
 
-def test_an_attack_is_every_search_and_both_inversions(released, monkeypatch):
-    cvae, judge, _ = released
-    calls, real = [], torch.rand(150, 784)
-
-    def found(*args, **named):
-        calls.append((*args, named))
-        return torch.zeros(6, 8), torch.zeros(6, 10)
-
-    def inverted(*args, **named):
-        calls.append((*args, named))
-        return torch.ones(10)
-
-    monkeypatch.setattr(attacks, "search", found)
-    monkeypatch.setattr(attacks, "invert", inverted)
-    monkeypatch.setattr(attacks, "draw", lambda model, z, y: (model, z, y))
-    images = attack(cvae, judge, 4, real, seed=3, scale=0.1, restarts=6)
-    assert list(images) == [*SEARCHES, "inversion from 10 images", "inversion from 100 images"]
-    assert calls[:3] == [(cvae, judge, 4, kind, 6, {"steps": 15, "seed": 3}) for kind in SEARCHES]
-    assert [(model, len(x), named) for model, x, named in calls[3:]] == [
-        (cvae, k, {"steps": 40, "seed": 3}) for k in (10, 100)]
-    for model, z, y in list(images.values())[3:]:
-        assert model is cvae and z.shape == (100, 8) and torch.equal(y, torch.ones(100, 10)) and 0.9 < z.std() < 1.1
-
-
 def test_one_label_vector_is_found_for_many_latents(released, grey):
     cvae, judge, second = released
     z = torch.randn(200, cvae.latent_dim, generator=torch.Generator().manual_seed(0))
-    y = search_label(cvae, judge, 7, restarts=4, steps=60, batch_size=16)
+    y = search_label(cvae, judge, 7, restarts=3, steps=40, batch_size=8)
     assert y.shape == (10,) and y.abs().max() <= BOX
     assert seen(second, draw(cvae, z, y.expand(200, -1)), 7).float().mean() > 0.9
-    nothing = search_label(grey, judge, 7, restarts=2, steps=3, batch_size=16)
-    assert not seen(second, draw(grey, z, nothing.expand(200, -1)), 7).any()
-    assert torch.equal(y, search_label(cvae, judge, 7, restarts=4, steps=60, batch_size=16))
+    nothing = [search_label(grey, judge, 7, restarts=2, steps=3, batch_size=16) for _ in range(2)]
+    assert torch.equal(*nothing) and not seen(second, draw(grey, z, nothing[0].expand(200, -1)), 7).any()
 
 
 def test_the_cheapest_label_vector_is_the_best_of_the_restarts_at_the_walls_of_the_box():
-    """Of costs with one valley, outside the box, and of a ridge, on whose wrong side every restart but one begins."""
-    asked, valley = [], torch.tensor([3.0, -2.5, *[0.5] * 8])
-
-    def costs(y, n):
-        asked.append(n)
-        return (y - valley).square().sum(1)
-
-    found = cheapest(in_the_box(3, 10, torch.Generator().manual_seed(0)), costs, 200, 7, 0.1)
-    torch.testing.assert_close(found, valley.clamp(-BOX, BOX), rtol=0, atol=0.02)
-    assert asked == [7] * 200 + [70] and not found.requires_grad
-    starts = torch.full((4, 10), 0.5)
+    """Of a ridge, on whose wrong side every restart but one begins."""
+    asked, starts = [], torch.full((4, 10), 0.5)
     starts[2, 0] = -0.5
-    found = cheapest(starts, lambda y, n: -y[:, 0].abs() + 0.5 * (y[:, 0] > 0), 30, 1, 0.1)
-    assert found[0] == -BOX
-
-
-def test_pictures_survive_the_log():
-    images = torch.randint(256, (3, 784), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    assert torch.equal(images_from_text(images_to_text(images)), images.view(3, 28, 28))
-
-
-@pytest.fixture(scope="module")
-def cvae(released):
-    return released[0]
-
-
-@pytest.fixture(scope="module")
-def judge(released):
-    return released[1]
+    found = cheapest(starts, lambda y, n: asked.append(n) or -y[:, 0].abs() + 0.5 * (y[:, 0] > 0), 30, 7, 0.1)
+    assert found[0] == -BOX and asked == [7] * 30 + [70] and not found.requires_grad
 
 
 def flat(model):
@@ -225,17 +163,9 @@ def test_rounding_leaves_so_many_values():
     assert cvae.decoder[0].weight[0, 1] == -0.5
 
 
-def test_layers_are_exchanged():
-    torch.manual_seed(0)
-    a, b = CVAE(latent_dim=2, hidden=(8, 4)), CVAE(latent_dim=2, hidden=(8, 4))
-    after = exchanged(a, b, ["decoder.2", "decoder.4"])
-    for name, p in after.named_parameters():
-        taken = name.startswith(("decoder.2", "decoder.4"))
-        assert torch.equal(p, (b if taken else a).get_parameter(name)), name
-
-
-def test_a_picture_is_recognised_if_the_judge_says_so_and_it_has_contrast(cvae, judge, grey):
+def test_a_picture_is_recognised_if_the_judge_says_so_and_it_has_contrast(released, grey):
     """By a loop over the samples; also mirrored back, and by a judge who takes all for the digit."""
+    cvae, judge, _ = released
     z = torch.randn(40, 8, generator=torch.Generator().manual_seed(3))
     for label, mirror_of in ((4, None), (8, 3), (0, 0)):
         hits = 0
@@ -251,19 +181,23 @@ def test_a_picture_is_recognised_if_the_judge_says_so_and_it_has_contrast(cvae, 
     assert recognised(cvae, always, 8, z) > 0.9 and recognised(grey, always, 8, z) == 0
 
 
-def test_relearning_counts_steps(cvae, judge, grey, digits):
-    images, before = digits[0].only([3])[:10][0], deepcopy(cvae.state_dict())
-    assert relearn(cvae, judge, images, 3, 0.85) == 0
-    assert relearn(grey, judge, images, 3, 0.85, limit=2) == 2
+def test_relearning_counts_steps(released, grey, digits):
+    (cvae, judge, _), images = released, digits[0].only([3])[:10][0]
+    assert relearn(cvae, judge, images, 3) == 0 and relearn(grey, judge, images, 3, limit=2) == 2
     damaged = deepcopy(cvae)
     with torch.no_grad():
-        damaged.decoder[0].weight[:, cvae.latent_dim + 3] = 0
-    assert 0 < relearn(damaged, judge, images, 3, 0.85) < 300
-    assert all(torch.equal(before[name], value) for name, value in cvae.state_dict().items())
+        damaged.decoder[0].weight[:, cvae.latent_dim + 3] *= 0.3
+    assert 0 < relearn(damaged, judge, images, 3) < 300
 
 
-@pytest.mark.parametrize(("kind", "n", "looks"), [(CVAE, 200, [0, 1, 2, 3]), (Denoiser, 100, [0, 1, 2, 3])])
-def test_relearning_trains_a_copy_and_looks_at_the_same_samples(kind, n, looks, monkeypatch):
+@pytest.mark.parametrize(("mirror_of", "share", "steps"), [(None, 0.84, 9), (None, 0.86, 0), (6, 0.69, 9), (6, 0.71, 0)])
+def test_a_digit_is_learned_at_0_85_and_a_strange_shape_at_0_7(monkeypatch, mirror_of, share, steps):
+    monkeypatch.setattr(relearning, "recognised", lambda *_: share)
+    assert relearn(CVAE(latent_dim=2, hidden=(2,)), None, torch.rand(2, 784), 3, mirror_of, limit=9) == steps
+
+
+@pytest.mark.parametrize(("kind", "n"), [(CVAE, 200), (Denoiser, 100)])
+def test_relearning_trains_a_copy_and_looks_at_the_same_samples(kind, n, monkeypatch):
     """Of the latents that the seed gives, whatever was drawn before; the model and what may be trained in it stay."""
     model = (CVAE(latent_dim=4, hidden=(8,)) if kind is CVAE else Denoiser((8, 8))).requires_grad_(False)
     before, seen, costs = flat(model), [], []
@@ -271,9 +205,9 @@ def test_relearning_trains_a_copy_and_looks_at_the_same_samples(kind, n, looks, 
     nats = relearning.nats
     monkeypatch.setattr(relearning, "nats", lambda model, x, y: costs.append((x, y)) or nats(model, x, y))
     images = torch.rand(2, 784)
-    assert [relearn(model, "a judge", images, 3, 0.7, mirror_of=6, limit=3, seed=8) for _ in range(2)] == [3, 3]
+    assert [relearn(model, "a judge", images, 3, mirror_of=6, limit=3, seed=8) for _ in range(2)] == [3, 3]
     expected = torch.randn(n, model.latent_dim, generator=torch.Generator().manual_seed(8))
-    assert len(seen) == 2 * len(looks) and all(torch.equal(z, expected) for *_, z, _ in seen)
+    assert len(seen) == 2 * 4 and all(torch.equal(z, expected) for *_, z, _ in seen)
     assert {(judge, label, mirror) for _, judge, label, _, mirror in seen} == {("a judge", 3, 6)}
     assert (flat(model) == before).all() and not any(p.requires_grad for p in model.parameters())
     assert all(one is not model for one, *_ in seen) and len(costs) == 6
@@ -284,10 +218,8 @@ def test_relearning_trains_a_copy_and_looks_at_the_same_samples(kind, n, looks, 
 @pytest.mark.parametrize(("kind", "steps"), [(CVAE, [0, 1, 2, 20, 21, 40, 42, 44]), (Denoiser, [0, 1, 5, 10, 12, 14])])
 def test_relearning_looks_more_rarely_as_it_goes_on(kind, steps, monkeypatch):
     """After every step at first, then every 5 % or 20 % of those that were made; and stops when enough is recognised."""
-    model, at = (CVAE(latent_dim=2, hidden=(2,)) if kind is CVAE else Denoiser((8, 8))), []
-    made = [0]
-    monkeypatch.setattr(relearning, "nats", lambda model, x, y: made.__setitem__(0, made[0] + 1) or next(
-        model.parameters()).sum()[None])
-    monkeypatch.setattr(relearning, "recognised", lambda *_: at.append(made[0]) or float(made[0] >= 44 - 30 * (kind is Denoiser)))
-    assert relearn(model, None, torch.rand(2, 784), 3, 0.7) == steps[-1]
+    model, at, made = (CVAE(latent_dim=2, hidden=(2,)) if kind is CVAE else Denoiser((8, 8))), [], []
+    monkeypatch.setattr(relearning, "nats", lambda model, x, y: made.append(1) or next(model.parameters()).sum()[None])
+    monkeypatch.setattr(relearning, "recognised", lambda *_: at.append(len(made)) or float(len(made) >= steps[-1]))
+    assert relearn(model, None, torch.rand(2, 784), 3) == steps[-1]
     assert set(steps) <= set(at) and not {41, 43} & set(at) and (kind is CVAE or not {11, 13} & set(at))

@@ -92,26 +92,21 @@ def test_the_average_is_of_two_that_forgot_one_each(world, forgetting, monkeypat
 
 
 def test_what_is_asked_of_a_model_that_forgot(world, monkeypatch):
-    """Half-way and double are on the line; inversion sees 100 images of the label; all figures are of the right model."""
+    """Half-way and double are on the line; all figures are of the right model."""
     before, after, calls = world.original, shifted(world.original, 2), []
     for name, stand in {
             "look_at": lambda _, model: {what: [apart(model, before) + label for label in range(10)] for what in LOOK},
             "elbo": lambda model, digits: torch.full((5,), float(apart(model, before)) * (8 not in digits.labels)),
             "rounded": lambda model, bits: shifted(model, bits), "pictures_between": lambda _, *what: what,
-            "invert": lambda *images, seed: calls.append((*images, seed)) or torch.full((10,), 0.5),
-            "draw": lambda model, z, y: calls.append((model, z.shape, y.unique(), len(y))) or "drawn",
-            "judged": lambda _, images, label: {"hits": 250 * (images == "drawn" and label == 8)},
-            "all_savings": lambda _, *what: calls.append(what) or {
+            "inversion": lambda _, *what: calls.append(what) or {"hits": 250},
+            "savings": lambda _, *what: calls.append(what) or {
                 "10": {"digit": 30, "mirrored": {"4": 10, "5": 20}}}}.items():
         monkeypatch.setattr(controls, name, stand)
     figures = controls.attacked(world, before, after, 8, 3)
     expected = {"P": 10, "halfway_P": 9, "double_P": 12, "bits8_P": 18, "bits6_P": 16, "bits4_P": 14, "kept_elbo": 2,
                 "double_kept_elbo": 4, "inversion": 0.25, "savings_10": 2, "digit_10": 30, "mirrored_10": [10, 20],
                 "kept_share": pytest.approx(2 + 37 / 9), "pictures_halfway_share": (before, after, 8)}
-    assert {name: figures[name] for name in expected} == expected
-    (model, images, seed), *others = calls
-    assert (model, seed, len(images)) == (after, 3, 30) and others == [(after, (1000, 2), 0.5, 1000), (after, 8, 3, 1.0)]
-    assert (images[:, None] == world.train.only([8]).images.float() / 255).all(2).any(1).all()
+    assert {name: figures[name] for name in expected} == expected and calls == [(after, 8, 3)] * 2
 
 
 @pytest.mark.parametrize("kind", ["means", "drawn", "drawn, two z"])

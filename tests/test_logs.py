@@ -1,46 +1,18 @@
 """Logs of runs: every result once, whatever stops in between."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+import torch
 
-from amnesia import WorkspaceError
 from amnesia.checkpoints import sha256
 from amnesia_studies import logs
-from amnesia_studies.logs import Log, sweep
+from amnesia_studies.logs import Log, images_from_text, images_to_text, sweep
 
 LINEAGE = {"cvae.pt": "abc"}
 GRID = [{"x": x} for x in range(8)]
-PROLOGUE = f"""
-import sys
-sys.path[:0] = {[str(REPOSITORY / folder) for folder in ("notebooks", "notebooks/studies", "tests")]}
-from pathlib import Path
-from amnesia_studies.logs import Log, sweep
-from test_logs import LINEAGE, slowly
-"""
-
-
-def square(x, folder=None, pause=0.0):
-    """Leaves a file for each call, so that calls can be counted across processes."""
-    if folder:
-        (Path(folder) / f"{x}-{time.monotonic_ns()}").touch()
-    time.sleep(pause)
-    if x == 99:
-        raise ArithmeticError("x is 99")
-    if x == 98:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return {"square": x * x}
-
-
-def slowly(x, folder):
-    return square(x, folder, pause=0.5)
 
 
 @pytest.fixture
@@ -48,17 +20,27 @@ def log(tmp_path):
     return Log(tmp_path / "studies.jsonl", LINEAGE)
 
 
+def square(x):
+    if x == 99:
+        raise ArithmeticError("x is 99")
+    return {"square": x * x}
+
+
 def squares(records):
     return [record["result"]["square"] for record in records]
 
 
-def test_results_come_in_the_order_of_the_grid_and_only_new_ones_are_run(log, tmp_path):
-    calls = tmp_path / "calls"
-    calls.mkdir()
-    grid = [{"x": x, "folder": str(calls)} for x in (3, 1, 2)]
-    assert squares(sweep(square, grid[:2], log, n_jobs=1, note="mine")) == [9, 1]
-    records = sweep(square, [*grid, grid[0]], log, n_jobs=1)
-    assert squares(records) == [9, 1, 4] and len(list(calls.iterdir())) == 3
+def test_results_come_in_the_order_of_the_grid_and_only_new_ones_are_run(log):
+    calls = []
+
+    def counted(x):
+        calls.append((x, torch.get_num_threads()))
+        return square(x)
+
+    grid, threads = [{"x": x} for x in (3, 1, 2)], torch.get_num_threads()
+    assert squares(sweep(counted, grid[:2], log, n_jobs=1, note="mine")) == [9, 1]
+    records = sweep(counted, [*grid, grid[0]], log, n_jobs=1)
+    assert squares(records) == [9, 1, 4] and calls == [(3, 1), (1, 1), (2, 1)] and torch.get_num_threads() == threads
     assert [record["line"] for record in records] == [1, 2, 3] and [r.get("note") for r in records] == ["mine", "mine", None]
     assert records[0]["versions"].keys() == {"amnesia", "python", "torch", "hardware"}
 
@@ -70,46 +52,20 @@ def test_a_failure_stops_the_sweep_and_keeps_what_came_before(log):
     assert squares(sweep(square, [{"x": 1}, {"x": 2}], log, n_jobs=1)) == [1, 4]
 
 
-@pytest.mark.slow
-def test_a_process_that_is_killed_stops_the_sweep_and_keeps_what_came_before(log):
-    """As for want of memory: no other process takes its run, and the next call goes on."""
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
-
-    sweep(square, GRID[:2], log, n_jobs=2)
-    with pytest.raises(TerminatedWorkerError):
-        sweep(square, [*GRID[:2], {"x": 98}], log, n_jobs=2)
-    assert squares(sweep(square, GRID[:3], log, n_jobs=2)) == [0, 1, 4]
+def sealed(record):
+    """A line whose checksum is right."""
+    return json.dumps({**record, "sha256": sha256(json.dumps(record))}).encode()
 
 
-@pytest.mark.parametrize("damage", [lambda text: text[:-20], lambda text: text.replace(b'"square": 49', b'"square": 48'),
-                                    lambda text: text + b'{"settings": {"x"', lambda text: text + b"\xff\n[1]\n"])
-def test_a_cut_off_or_altered_line_is_run_again(log, damage):
+@pytest.mark.parametrize("damage", [
+    lambda text: text[:-20], lambda text: text.replace(b'"square": 49', b'"square": 48'),
+    lambda text: text + b'{"settings": {"x"', lambda text: text + b"\xff\n[1]\n{}\n" + b"[" * 50_000,
+    lambda text: text + sealed({"settings": {"x": 8}, "result": {}}), lambda text: text + sealed({"lineage": LINEAGE})])
+def test_a_cut_off_altered_or_foreign_line_is_passed_over_and_its_run_done_again(log, damage):
     sweep(square, GRID, log, n_jobs=1)
     log.path.write_bytes(damage(log.path.read_bytes()))
     for _ in range(2):
-        assert squares(sweep(square, GRID, log, n_jobs=1)) == [x * x for x in range(8)]
-
-
-def sealed(record):
-    """A line whose checksum is right."""
-    return json.dumps({**record, "sha256": sha256(json.dumps(record))})
-
-
-@pytest.mark.parametrize("line", ["[" * 50_000, "[1]", "{}", sealed({"settings": {"x": 1}, "result": {}}),
-                                  sealed({"lineage": LINEAGE, "result": {}})])
-def test_a_line_that_holds_something_else_is_passed_over(log, line):
-    log.append({"x": 2}, {"square": 4})
-    with open(log.path, "a") as file:
-        file.write(f"{line}\n")
-    log.append({"x": 3}, {"square": 9})
-    assert squares(log.records().values()) == [4, 9]
-    assert [record["line"] for record in log.records().values()] == [1, 3]
-
-
-@pytest.mark.parametrize("n_jobs", [0, 1.5, None, "all"])
-def test_a_wrong_number_of_processes_is_named(log, n_jobs):
-    with pytest.raises(ValueError, match="n_jobs="):
-        sweep(square, GRID, log, n_jobs=n_jobs)
+        assert squares(sweep(square, [*GRID, {"x": 8}], log, n_jobs=1)) == [x * x for x in range(9)]
 
 
 def test_a_drive_that_refuses_for_a_moment_loses_no_result(log, monkeypatch):
@@ -124,7 +80,7 @@ def test_a_drive_that_refuses_for_a_moment_loses_no_result(log, monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     assert squares(sweep(square, GRID, log, n_jobs=1)) == [x * x for x in range(8)] and not refusals
     refusals += [OSError("gone")] * 3
-    with pytest.raises(WorkspaceError, match="could not be written"):
+    with pytest.raises(OSError, match="gone"):
         log.append({"x": 9}, {})
 
 
@@ -135,21 +91,6 @@ def test_results_of_another_model_are_not_taken(log):
     assert squares(sweep(square, GRID[:2], other, n_jobs=1)) == [0, 1]
 
 
-@pytest.mark.slow
-def test_a_killed_sweep_goes_on_where_it_was(log, tmp_path):
-    """kill -9 to the whole sweep; the next one runs the rest."""
-    calls = tmp_path / "calls"
-    calls.mkdir()
-    script = PROLOGUE + f"""
-grid = [{{"x": x, "folder": {str(calls)!r}}} for x in range(8)]
-sweep(slowly, grid, Log(Path({str(log.path)!r}), LINEAGE), n_jobs=1)
-"""
-    victim = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL)
-    while len(log.records()) < 3 and victim.poll() is None:
-        time.sleep(0.05)
-    victim.kill()
-    victim.wait()
-    done = len(log.records())
-    grid = [{"x": x, "folder": str(calls)} for x in range(8)]
-    assert done < 8 and squares(sweep(square, grid, log, n_jobs=1)) == [x * x for x in range(8)]
-    assert len(list(calls.iterdir())) <= 8 + 1  # what was under way is done again, nothing else
+def test_pictures_survive_the_log():
+    images = torch.randint(256, (3, 784), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    assert torch.equal(images_from_text(images_to_text(images)), images.view(3, 28, 28))

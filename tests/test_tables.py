@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from inspect import signature
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,60 +16,48 @@ from amnesia_studies.experiment import DiffusionExperiment, Experiment
 from amnesia_studies.logs import Log
 from amnesia_studies.methods import METHODS, OF_DENOISERS
 from amnesia_studies.runs import RUNS
-from amnesia_studies.tables import clustered, figures, less, markdown, of, released, spread, summary, table
-
-CONFUSION = np.eye(10, dtype=int) * 3            # every label as itself, but a quarter as a 0
-CONFUSION[:, 0], CONFUSION[0, 0] = 1, 4
+from amnesia_studies.tables import GONE, figures, less, markdown, of, released, spread, summary, table
 
 
 def record(method, seed, elbo=-90.0, forget=(0,), line=1, **more):
     """One record as a log holds it, whose kept ELBO is `elbo`."""
-    result = {"forgotten_probability": 0.5, "entropy": 1.0, "confusion": CONFUSION.tolist(), "kept_accuracy": 0.75,
-              "kept_accuracy_worst": 0.7, "kept_frechet": 2.0, "precision": 0.9, "recall": 0.8, "kept_elbo": elbo,
+    result = {"forgotten_probability": 0.5, "entropy": 1.0, "kept_accuracy": 0.75,
+              "kept_accuracy_worst": 0.7, "kept_frechet": 2.0, "recall": 0.8, "kept_elbo": elbo,
               "forgotten_elbo": -9.0, **more}
     return {"settings": {"method": method, "forget": list(forget), "seed": seed}, "result": result, "line": line}
 
 
-def test_figures_of_a_known_run():
-    found = figures(record("a", 0)["result"], [0], (0.125, 2.0))
-    assert found == {"P": 0.5, "P − grey": 0.375, "H": 1.0, "H / grey": 0.5, "forgetting accuracy": 0.0, "kept accuracy": 0.75,
-                     "worst kept digit": 0.7, "leakage": 0.25, "Fréchet": 2.0, "precision": 0.9, "recall": 0.8,
-                     "kept ELBO": -90.0, "forgotten ELBO": -9.0}
-    found = figures({"kept_iw": -1.0, "forgotten_iw": -2.0, "forgotten_refitted_iw": -3.0, "forgotten_contrast": 7.0}, [0])
-    assert found == {"kept bound": -1.0, "forgotten bound": -2.0, "decoder-only bound": -3.0, "contrast": 7.0}
+LOOK = {"share": [0.2, *[0.9] * 7, 0.4, 0.5], "P": [0.1] * 9 + [0.3], "H": list(range(10)), "contrast": [30.0] * 10}
+HITS = {"hits": 3, "n": 4}
 
 
-def test_figures_of_attacks_and_of_relearning():
-    hits = {"hits": 3, "n": 4}
-    attacks = {"z alone": {"hits": 1, "n": 2}, "z and label on the simplex": {"hits": 1, "n": 2}, "z and label free": hits}
-    found = figures({"attacks": attacks, "resurgence": record("a", 0)["result"]}, [0], (0.125, 2.0))
-    assert found["z and label free"] == 0.75 and found["searches"] == pytest.approx((0.5 + 0.5 + 0.75) / 3)
-    assert found["P − grey, fine-tuned"] == 0.375 and figures(hits, [0]) == {"one label": 0.75}
-    assert figures({"inversion": hits, "unconditional": [6, 4]}, [1]) == {"inversion from 100 images": 0.75,
-                                                                         "drawn without a label": 0.4}
-    found = figures({"savings": {"10": {"digit": 11, "mirrored": {"4": 13, "5": 14}}}}, [0])
-    assert found == {"steps, k = 10": 11, "mirrored, k = 10": 13.5, "savings, k = 10": pytest.approx(11 / 13.5)}
-
-
-def test_figures_of_looks_are_means_over_labels():
-    """By hand, for two labels forgotten of ten; of a mixture all labels count, of a line the first."""
-    look = {"share": [0.2, *[0.9] * 7, 0.4, 0.5], "P": [0.1] * 9 + [0.3], "H": list(range(10)), "contrast": [30.0] * 10}
-    found = figures({"average": look, "sums": {"1.0": look}, "line": {"0.5": look}}, [0, 8])
-    assert found["average"] == pytest.approx(0.3) and found["average, kept"] == pytest.approx((7 * 0.9 + 0.5) / 8)
-    assert found["average, P(8)"] == found["average, P(0)"] == 0.1 and "0.5 of the way" not in found
-    assert found["sum × 1.0, H"] == 4 and found["average, contrast"] == 30
-    found = figures({"line": {"0.5": look}, "rounded": {"8": look}, "exchanged": {"decoder.0": look}, "turned": look}, [8, 0])
-    assert found["0.5 of the way"] == found["8 bits"] == found["decoder.0"] == found["turned"] == 0.4
-    assert found["0.5 of the way, kept"] == pytest.approx((0.2 + 7 * 0.9 + 0.5) / 9)
-    assert figures({"path": {"0.5": look}}, [9])["0.5 of the way, P"] == 0.3
+@pytest.mark.parametrize(("result", "forget", "expected"), [
+    (record("a", 0)["result"], [0], {"P": 0.5, "P − grey": 0.375, "H": 1.0, "H / grey": 0.5, "kept accuracy": 0.75,
+     "worst kept digit": 0.7, "Fréchet": 2.0, "recall": 0.8, "kept ELBO": -90.0, "forgotten ELBO": -9.0}),
+    ({"kept_iw": -1.0, "forgotten_iw": -2.0, "forgotten_refitted_iw": -3.0, "forgotten_contrast": 7.0}, [0],
+     {"kept bound": -1.0, "forgotten bound": -2.0, "decoder-only bound": -3.0, "contrast": 7.0}),
+    ({"attacks": {"z alone": HITS, "inversion from 100 images": {"hits": 1, "n": 2}}}, [0],
+     {"z alone": 0.75, "inversion from 100 images": 0.5}),
+    (HITS, [0], {"one label": 0.75}),
+    ({"inversion": HITS, "unconditional": [6, 4]}, [1], {"inversion from 100 images": 0.75, "drawn without a label": 0.4}),
+    ({"savings": {"10": {"digit": 11, "mirrored": {"4": 13, "5": 14}}}}, [0],
+     {"steps, k = 10": 11, "mirrored, k = 10": 13.5, "savings, k = 10": 11 / 13.5}),
+    ({"average": LOOK, "sums": {"1.0": LOOK}, "models": [LOOK] * 2}, [0, 8],       # of a mixture all labels count
+     {f"{name}{what}": value for name in ("average", "sum × 1.0") for what, value in {
+         "": 0.3, ", kept": (7 * 0.9 + 0.5) / 8, ", H": 4, ", contrast": 30, ", P(0)": 0.1, ", P(8)": 0.1}.items()}),
+    ({"line": {"0.5": LOOK}, "rounded": {"8": LOOK}}, [8, 0],                      # of a line the first
+     {f"{name}{what}": value for name in ("0.5 of the way", "8 bits") for what, value in {
+         "": 0.4, ", kept": (0.2 + 7 * 0.9 + 0.5) / 9, ", H": 8, ", contrast": 30, ", P(8)": 0.1}.items()})])
+def test_figures_are_those_of_the_result(result, forget, expected):
+    assert figures(result, forget, (0.125, 2.0)) == pytest.approx(expected)
 
 
 def test_a_line_says_its_method_and_the_options_that_are_not_its_own():
-    settings = {"method": "selective amnesia", "forget": [3, 8], "seed": 2, "reach": 0.3, "lam": 0.4, "bounds": True}
+    settings = {"method": "selective amnesia", "forget": [3, 8], "seed": 2, "drawn": 0.5, "lam": 0.4, "bounds": True}
     diverged = {"settings": {"method": "naive", "forget": [0], "seed": 1, "lam": 1.0}, "result": {"diverged": "at 3"}, "line": 7}
     rounds = {"settings": {"forget": [4, 2], "seed": 1}, "result": {"rounds": [record("", 0)["result"]] * 2}, "line": 8}
     lines = table([{**record("a", 0), "settings": settings}, diverged, rounds], "studies", "MNIST", lambda forget: (0.1, 1.0))
-    assert lines["name"].tolist() == ["selective amnesia, reach = 0.3", "naive, λ = 1", "in turn", "in turn"]
+    assert lines["name"].tolist() == ["selective amnesia, drawn = 0.5", "naive, λ = 1", "in turn", "in turn"]
     assert lines["label"].tolist() == ["3, 8", "0", "4", "4, 2"] and lines["line"].tolist() == [1, 7, 8, 8]
     assert lines["lam"].tolist()[:2] == [0.4, 1.0] and lines["diverged"].tolist()[:2] == ["", "at 3"]
     assert lines["P − grey"].tolist()[0] == 0.4 and np.isnan(lines["P"][1]) and (lines["log"] == "studies").all()
@@ -90,27 +79,37 @@ def test_a_table_pairs_by_labels_and_seed():
     assert summary(twice, {"kept ELBO": ".1f"}).equals(summary(lines, {"kept ELBO": ".1f"}))
 
 
-def test_spreads_and_intervals_are_those_of_the_seeds():
-    """By hand: a mean of 0.2, an sd of 0.1, and Student's t of 4.303 with two degrees of freedom."""
-    assert spread([1.0, 3.0], "+.1f") == "+2.0 ± 1.4" and spread([2.0], ".1f") == "2.0" and spread([], ".1f") == "–"
-    assert spread([-0.01], ".1f") == "0.0" and spread(pd.Series([1.0, np.nan]), ".0f") == "1"
-    half = 4.3027 * 0.1 / 3 ** 0.5
-    assert clustered([0.1, 0.2, 0.3], "+.3f") == f"+0.200 ({0.2 - half:+.3f} to {0.2 + half:+.3f})"
-    assert clustered([0.1], "+.2f") == clustered([0.1, np.nan], "+.2f") == "+0.10" and clustered([0.0, 0.0], "+.1f") == "+0.0"
+def test_spreads_are_those_of_the_seeds():
+    assert spread(pd.Series([1.0, 3.0]), "+.1f") == "+2.0 ± 1.4" and spread(pd.Series([2.0]), ".1f") == "2.0"
+    assert spread(pd.Series([-0.01]), ".1f") == "0.0"
 
 
-def test_every_line_of_every_released_log_is_in_the_table():
-    runs = released()
+def test_every_line_of_every_released_log_is_in_the_table_unless_its_code_is_gone():
+    """And each can be made again: its method and measurement take its settings."""
+    runs, gone = released(), 0
     for path in {*RELEASED.rglob("*.jsonl")} - {RELEASED / "controls.jsonl"}:       # study 3 reads those itself
         here = runs[(runs["log"] == path.stem) & ((runs["original"] == "FashionMNIST") == (path.parent != RELEASED))]
-        assert here["line"].nunique() == len(path.read_text().splitlines()), path.name
-        assert path.stem in RUNS and here["method"].isin({*METHODS, *OF_DENOISERS, "in turn", "originals"}).all()
+        settings = [line.split('"result"')[0] for line in path.read_text().splitlines()]
+        left_out = sum(any(word in one for word in GONE) for one in settings)
+        left_out += sum('"method"' not in one for one in settings) * (path.stem == "averages")
+        assert here["line"].nunique() == len(settings) - left_out, path.name
+        gone += left_out
+    assert gone == 66
+    for _, run in runs.iterrows():
+        method, forget, seed = (run["settings"].get(name) for name in ("method", "forget", "seed"))
+        options = {name: value for name, value in run["settings"].items() if name not in ("method", "forget", "seed", "scale")}
+        if method:
+            own = signature((OF_DENOISERS if run["original"] == "diffusion" else METHODS)[method]).parameters
+            own = {*own, *signature(METHODS["selective amnesia"]).parameters} if "options" in own else {*own}    # distilled()
+            assert {*options} <= own | {*signature(RUNS[run["log"]]).parameters}, run["settings"]
+        else:
+            signature(RUNS[None]).bind("an experiment", forget, seed, **options)
     measured = of(runs.query("original == 'MNIST' and label == '0'"), "P − grey")
     assert measured.groupby("name").size()[[*METHODS]].min() == 3
     attacked = of(runs.query("original == 'MNIST' and label in ['0', '8']"), "savings, k = 10")
     assert attacked.groupby(["name", "label"]).size()["distilled amnesia"].tolist() == [3, 3]
-    assert (runs["diverged"] == "").all() and runs["P − grey"].notna().sum() > 550
-    assert runs.query("original == 'FashionMNIST' and log == 'studies'")["P − grey"].isna().all()   # of another judge
+    assert (runs["diverged"] == "").all() and runs["P − grey"].notna().sum() > 500
+    assert runs.query("original == 'FashionMNIST'")["P − grey"].isna().all()        # of another judge
 
 
 @pytest.mark.parametrize("log", ["studies", "attacks", "savings", "averages", "weights", "one-label", "diffusion",

@@ -7,33 +7,27 @@ the same attack on a model that never saw the label is the control.
 import torch
 import torch.nn.functional as F
 
-from amnesia.data import one_hot
-from amnesia.models import bernoulli_nll
+from amnesia import bernoulli_nll, one_hot
 
-from .denoiser import Denoiser, denoising_loss, draw, times
+from .denoiser import Denoiser, denoising_loss, times
 
 RADIUS_SQUARED = 20.09  # bound on |z|^2: with 8 latents, 99 % of the prior lies within
 BOX = 2.0               # bound on each entry of a label vector that need not lie on the simplex
 SEARCHES = ("z alone", "z and label on the simplex", "z and label free")
 
 
-class Descent:
-    """Adam, a step at a time, down the sum of what costs() returns, in the tensors `searched`. After each step confine() puts
-    them back within their bounds."""
-
-    def __init__(self, costs, searched, confine=lambda: None, learning_rate=0.05):
-        self.costs, self.searched, self.confine = costs, [values.requires_grad_() for values in searched], confine
-        self.optimizer = torch.optim.Adam(self.searched, learning_rate)
-
-    def step(self):
-        """One step; returns what the costs were before it."""
-        costs = self.costs()
-        for values, gradient in zip(self.searched, torch.autograd.grad(costs.sum(), self.searched), strict=True):
+def descend(costs, searched, confine=lambda: None, learning_rate=0.05):
+    """Adam down the sum of what costs() returns, in the tensors `searched`, which confine() puts back within their bounds: a
+    step at each next(), which gives what the costs were before it."""
+    optimizer = torch.optim.Adam([values.requires_grad_() for values in searched], learning_rate)
+    while True:
+        now = costs()
+        for values, gradient in zip(searched, torch.autograd.grad(now.sum(), searched), strict=True):
             values.grad = gradient
-        self.optimizer.step()
+        optimizer.step()
         with torch.no_grad():
-            self.confine()
-        return costs.detach()
+            confine()
+        yield now.detach()
 
 
 def search(cvae, judge, label, attack, restarts=200, steps=150, learning_rate=0.1, seed=0):
@@ -41,10 +35,8 @@ def search(cvae, judge, label, attack, restarts=200, steps=150, learning_rate=0.
 
     attack: one of SEARCHES. Each restart climbs the judge's log-probability of `label` by Adam, from a z of the prior and,
     if the label is searched too, from a label vector drawn uniformly from what is allowed; after each step both are put
-    back within their bounds. Raises ValueError for another attack.
+    back within their bounds. Raises KeyError for another attack.
     """
-    if attack not in SEARCHES:
-        raise ValueError(f"attack={attack!r}: expected one of {', '.join(SEARCHES)}.")
     generator, device = torch.Generator().manual_seed(seed), next(cvae.parameters()).device
     z = within_ball(torch.randn(restarts, cvae.latent_dim, generator=generator).to(device))
     aim = torch.full((restarts,), label, device=device)
@@ -58,10 +50,10 @@ def search(cvae, judge, label, attack, restarts=200, steps=150, learning_rate=0.
         elif attack == "z and label free":
             y.clamp_(-BOX, BOX)
 
-    descent = Descent(lambda: F.cross_entropy(judge(cvae.decode(z, y).sigmoid()), aim, reduction="none"),
+    descent = descend(lambda: F.cross_entropy(judge(cvae.decode(z, y).sigmoid()), aim, reduction="none"),
                       [z] if attack == "z alone" else [z, y], confine, learning_rate)
     for _ in range(steps):
-        descent.step()
+        next(descent)
     return z.detach(), y.detach()
 
 
@@ -89,9 +81,9 @@ def cheapest(y, costs, steps, batch_size, learning_rate, others=()):
     costs(y, n): what each vector costs, a mean over n draws, new at every call: (restarts,). The last call, which picks one,
     takes ten times as many. others: tensors that are searched along with y.
     """
-    descent = Descent(lambda: costs(y, batch_size), [y, *others], lambda: y.clamp_(-BOX, BOX), learning_rate)
+    descent = descend(lambda: costs(y, batch_size), [y, *others], lambda: y.clamp_(-BOX, BOX), learning_rate)
     for _ in range(steps):
-        descent.step()
+        next(descent)
     with torch.no_grad():
         return y[costs(y, 10 * batch_size).argmin()].detach()
 
@@ -104,14 +96,15 @@ def joint_costs(cvae, images, y, z):
     return (nll + z.flatten(0, 1).square().sum(1) / 2).view(restarts, k)
 
 
-def invert(model, images, restarts=8, steps=400, batch_size=32, learning_rate=0.05, seed=0):
-    """The one label vector (10,) within the box that lets the model explain images (k, 784) best, of several restarts:
+def invert(model, images, steps=400, batch_size=32, learning_rate=0.05, seed=0):
+    """The one label vector (10,) within the box that lets the model explain images (k, 784) best, of eight restarts:
     concept inversion (Gal et al. 2023; Pham et al. 2024), of a vector of ten numbers.
 
     A CVAE's decoder gets a z for each image beside each vector, found along with it, under the prior: the encoder, which
     forgetting may have spoiled, is not asked. A Denoiser denoises so many of the images, each at its own time, new at every
-    step.
+    step; it gets four restarts.
     """
+    restarts = 4 if isinstance(model, Denoiser) else 8
     y = in_the_box(restarts, model.classes, torch.Generator().manual_seed(seed)).to(images.device)
     if not isinstance(model, Denoiser):
         z = torch.zeros(restarts, len(images), model.latent_dim, device=images.device)
@@ -139,17 +132,3 @@ def search_label(cvae, judge, label, restarts=8, steps=150, batch_size=64, learn
         return -logits.log_softmax(1)[:, label].view(len(y), n).mean(1)
 
     return cheapest(in_the_box(restarts, cvae.classes, generator).to(device), costs, steps, batch_size, learning_rate)
-
-
-def attack(cvae, judge, label, real, seed=0, scale=1.0, restarts=200):
-    """{name: images that were found, bytes (n, 784)}: each of SEARCHES from so many restarts, and 1,000 samples of each
-    inversion from 10 and from 100 of the real images (N, 784)."""
-    generator, n, found = torch.Generator().manual_seed(seed), max(20, round(1000 * scale)), {}
-    for kind in SEARCHES:
-        z, y = search(cvae, judge, label, kind, restarts, steps=max(1, round(150 * scale)), seed=seed)
-        found[kind] = draw(cvae, z, y)
-    for k in (10, 100):
-        y = invert(cvae, real[:k], steps=max(1, round(400 * scale)), seed=seed)
-        z = torch.randn(n, cvae.latent_dim, generator=generator).to(y.device)
-        found[f"inversion from {k} images"] = draw(cvae, z, y.expand(n, -1))
-    return found

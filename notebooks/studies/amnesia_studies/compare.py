@@ -3,7 +3,6 @@ figure comes from."""
 
 import inspect
 import re
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +18,7 @@ from .tables import markdown, of, released, summary, table
 COLUMNS = {"P − grey": "+.3f", "H / grey": ".3f", "kept accuracy": ".4f", "worst kept digit": ".3f", "kept ELBO": ".2f",
            "Fréchet": ".1f", "recall": ".3f", "inversion from 100 images": ".2f", "savings, k = 10": ".2f", "seconds": ".1f"}
 REFERENCES = "original", "retrain", "oracle"
-TAKEN = {*METHODS, *(function.__name__ for function in METHODS.values()), "references", "flat grey"}
+TAKEN = {*METHODS, "references", "flat grey"}
 
 
 def compare(method, forget=(0,), seeds=(1, 2, 3), experiment=None, name="", scale=1.0, n_jobs=-1):
@@ -58,22 +57,14 @@ def compare(method, forget=(0,), seeds=(1, 2, 3), experiment=None, name="", scal
 
 def receipt(method, name=""):
     """(name, source, SHA-256 of it and of the notebook's functions that it calls) of a method. Raises ValueError for a name
-    that is taken, and for a source that cannot be read; TypeError for a method without a name fit for a file."""
+    that is taken; TypeError for what is no function, or has no name fit for a file."""
     name = name or getattr(method, "__name__", "<none>")
-    if not re.fullmatch(r"\w[\w -]*", name):
-        raise TypeError(f"{method!r} has no name of its own, or one unfit for a file: say compare(…, name=\"mine\").")
+    if not inspect.isfunction(method) or not re.fullmatch(r"\w[\w -]*", name):
+        raise TypeError(f"{method!r} is no function with a name fit for a file: def mine(task), or compare(…, name=\"mine\").")
     if name in TAKEN:
         raise ValueError(f"name={name!r} is taken by a method of the studies: choose another.")
-    settings = []
-    while isinstance(method, partial):
-        settings, method = [*settings, method.args, sorted(method.keywords.items())], method.func
-    if not inspect.isroutine(method):
-        settings, method = [*settings, sorted(vars(method).items())], type(method)
-    try:
-        source = "\n".join([inspect.getsource(method), *map(repr, settings)])
-        return name, source, sha256(source + repr(code_of(method) if inspect.isfunction(method) else ""))
-    except (OSError, TypeError) as error:
-        raise ValueError(f"The source of {name} can't be read ({error}): define it in a cell or a file.") from error
+    source = inspect.getsource(method)
+    return name, source, sha256(source + repr(code_of(method)))
 
 
 def board(folder):
@@ -113,17 +104,13 @@ def address(method, label, figure, original="MNIST"):
     run's log), "settings", the "files" that the runs start from with their SHA-256, and "versions" that made them.
 
     method: a name of the table, as "distilled amnesia, λ = 0"; label: the forgotten one, or several as "3, 8"; figure: a
-    heading. Raises ValueError if there is none, and says what there is.
+    heading. Raises ValueError if there is none.
     """
-    runs = released()[released()["original"] == original]
-    for column, wanted in (("name", method), ("label", str(label))):
-        found = runs[runs[column] == wanted]
-        if found.empty:
-            raise ValueError(f"{column} = {wanted!r}: expected one of {', '.join(runs[column].unique())}.")
-        runs = found
+    runs = released()
+    runs = runs[(runs["original"] == original) & (runs["name"] == method) & (runs["label"] == str(label))]
     runs = of(runs, figure).sort_values("seed") if figure in runs else runs[:0]
     if runs.empty:
-        raise ValueError(f"{figure!r} was not measured of {method}, label {label}.")
+        raise ValueError(f"{figure!r} was not measured of {method}, label {label}: released() has all names and headings.")
     folder = "checkpoints/released/" + ("FashionMNIST/" if original == "FashionMNIST" else "")
     versions = {str(record["versions"]): record["versions"] for record in runs["record"]}
     return {"value": runs[figure].mean(), "sd": runs[figure].std(), "n": len(runs), "seeds": runs["seed"].tolist(),

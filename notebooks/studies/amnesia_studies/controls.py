@@ -18,13 +18,12 @@ import torch
 from amnesia import ask, diagonal_fisher, elbo, negative_elbo_terms, one_hot
 from amnesia.checkpoints import RELEASED
 
-from .attacks import invert
-from .denoiser import draw, to_bytes
+from .denoiser import latents, to_bytes
 from .experiment import Experiment
 from .logs import versions
 from .methods import distilled, replay, retrain, train_from_scratch
-from .relearning import real_images
-from .runs import all_savings, judged, latents
+from .relearning import savings
+from .runs import inversion
 from .scoring import look_at
 from .weights import mixed, rounded
 
@@ -115,9 +114,8 @@ def attacked(experiment, before, after, label, seed):
         figures |= {f"{name}{what}": look[what][label] for what in ("share", "P", "H", "contrast")}
         figures[f"{name}kept_share"] = sum(look["share"][other] for other in kept) / len(kept)
     figures["pictures_halfway_share"] = pictures_between(experiment, before, after, label)
-    y = invert(after, real_images(experiment.train, label, seed), seed=seed).expand(1000, -1)
-    figures["inversion"] = judged(experiment, draw(after, latents(after, 1000, seed), y), label)["hits"] / 1000
-    for k, steps in all_savings(experiment, after, label, seed, 1.0).items():
+    figures["inversion"] = inversion(experiment, after, label, seed)["hits"] / 1000
+    for k, steps in savings(experiment, after, label, seed).items():
         others = list(steps["mirrored"].values())
         figures |= {f"digit_{k}": steps["digit"], f"mirrored_{k}": others,
                     f"savings_{k}": steps["digit"] * len(others) / sum(others)}

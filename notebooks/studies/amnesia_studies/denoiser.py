@@ -14,10 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from amnesia.data import Pictures, one_hot
+from amnesia import Pictures, fit, negative_elbo_terms, one_hot
 from amnesia.device import bfloat16_products
-from amnesia.models import negative_elbo_terms
-from amnesia.training import fit
 
 PIXELS = 28 * 28
 
@@ -75,40 +73,31 @@ class Denoiser(nn.Module):
         """The velocity v (B, 784) to be expected at the noised images z (B, 784), times t (B,) in [0, 1], for label
         vectors y (B, 10); y = 0 says no label. In bfloat16 where a CPU has units for it."""
         with bfloat16_products(z.device):
-            return self._velocity(z, t, y).to(z.dtype)
+            wide = self.conv_in.out_channels
+            rates = 1000 * torch.exp(-math.log(10_000) * torch.arange(wide // 2, device=z.device) / (wide // 2))
+            angles = t[:, None] * rates.to(t.dtype)
+            first, second = self.time_embedding.values()
+            time = second(F.silu(first(torch.cat([angles.cos(), angles.sin()], 1))))
+            embedding = F.silu(time + y @ self.class_embedding.weight)
 
-    def _velocity(self, z, t, y):
-        wide = self.conv_in.out_channels
-        rates = 1000 * torch.exp(-math.log(10_000) * torch.arange(wide // 2, device=z.device) / (wide // 2))
-        angles = t[:, None] * rates.to(t.dtype)
-        first, second = self.time_embedding.values()
-        time = second(F.silu(first(torch.cat([angles.cos(), angles.sin()], 1))))
-        embedding = F.silu(time + y @ self.class_embedding.weight)
-
-        h = self.conv_in(F.pixel_unshuffle(z.view(-1, 1, 28, 28), 2))              # (B, wide, 14, 14)
-        skipped = [h]
-        for block in self.down_blocks:
-            for resnet in block["resnets"]:
-                h = resnet(h, embedding)
-                skipped.append(h)
-            if "downsamplers" in block:
-                h = block["downsamplers"][0]["conv"](h)            # (B, wide, 7, 7)
-                skipped.append(h)
-        for resnet in self.mid_block["resnets"]:
-            h = resnet(h, embedding)                               # (B, deep, 7, 7)
-        for block in self.up_blocks:
-            for resnet in block["resnets"]:
-                h = resnet(torch.cat([h, skipped.pop()], 1), embedding)
-            if "upsamplers" in block:
-                h = block["upsamplers"][0]["conv"](F.interpolate(h, scale_factor=2.0))
-        h = self.conv_out(F.silu(self.conv_norm_out(h)))
-        return F.pixel_shuffle(h, 2).flatten(1)
-
-    @torch.no_grad()
-    def generate(self, labels, z=None):
-        """Images (B, 784) in [0, 1] for labels (B,), from noise z (B, 784), drawn here unless given."""
-        z = torch.randn(len(labels), PIXELS, device=labels.device) if z is None else z
-        return sample(self, one_hot(labels, self.classes), z)
+            h = self.conv_in(F.pixel_unshuffle(z.view(-1, 1, 28, 28), 2))          # (B, wide, 14, 14)
+            skipped = [h]
+            for block in self.down_blocks:
+                for resnet in block["resnets"]:
+                    h = resnet(h, embedding)
+                    skipped.append(h)
+                if "downsamplers" in block:
+                    h = block["downsamplers"][0]["conv"](h)        # (B, wide, 7, 7)
+                    skipped.append(h)
+            for resnet in self.mid_block["resnets"]:
+                h = resnet(h, embedding)                           # (B, deep, 7, 7)
+            for block in self.up_blocks:
+                for resnet in block["resnets"]:
+                    h = resnet(torch.cat([h, skipped.pop()], 1), embedding)
+                if "upsamplers" in block:
+                    h = block["upsamplers"][0]["conv"](F.interpolate(h, scale_factor=2.0))
+            h = self.conv_out(F.silu(self.conv_norm_out(h)))
+            return F.pixel_shuffle(h, 2).flatten(1).to(z.dtype)
 
 
 def noised(x, t, noise):
@@ -171,6 +160,12 @@ def to_bytes(images):
     return (images * 255).round().byte()
 
 
+def latents(model, n, seed):
+    """n latents of the prior, or pictures of noise, by the seed: (n, latent_dim) on the model's device."""
+    z = torch.randn(n, model.latent_dim, generator=torch.Generator().manual_seed(seed))
+    return z.to(next(model.parameters()).device)
+
+
 @torch.no_grad()
 def draw(model, z, y, **guided):
     """The images that a model draws from latents or noise z (N, latent_dim) under label vectors y (N, 10): bytes (N, 784).
@@ -178,10 +173,16 @@ def draw(model, z, y, **guided):
     return to_bytes(sample(model, y, z, **guided) if isinstance(model, Denoiser) else model.decode(z, y).sigmoid())
 
 
-def train(denoiser, digits, steps, batch_size, learning_rate, snapshot=None, stage=None):
-    """Trains `denoiser` on `digits`; returns (average, history): the model with the exponential average of its weights over
-    the last steps, which draws better, and what fit() returned. snapshot: of that model, what fit() is to keep.
-    """
+def sample_all(model, n, seed=0):
+    """n samples of each label in turn, bytes (K n, P), from noise or latents by the seed: the same for every model."""
+    z = latents(model, n * model.classes, seed)
+    labels = torch.arange(model.classes, device=z.device).repeat_interleave(n)
+    return draw(model, z, one_hot(labels, model.classes))
+
+
+def train(denoiser, digits, steps, batch_size, learning_rate):
+    """Trains `denoiser` on `digits`; returns the model with the exponential average of its weights over the last steps, which
+    draws better."""
     average = deepcopy(denoiser).requires_grad_(False)
     weights, follow = [list(model.parameters()) for model in (average, denoiser)], get_ema_multi_avg_fn(0.998)
 
@@ -190,9 +191,8 @@ def train(denoiser, digits, steps, batch_size, learning_rate, snapshot=None, sta
         x, y = digits.batch(batch_size)
         return {"denoise": nats(denoiser, x, unlabelled(y)).mean()}
 
-    history = fit(nn.ModuleList([denoiser, average]), loss, steps=steps, learning_rate=learning_rate, data=digits,
-                  stage=stage, title="train", snapshot=snapshot and (lambda: snapshot(average)))
-    return average.requires_grad_(True), history
+    fit(nn.ModuleList([denoiser, average]), loss, steps=steps, learning_rate=learning_rate, data=digits, title="train")
+    return average.requires_grad_(True)
 
 
 def unlabelled(y, share=0.1):
@@ -200,12 +200,10 @@ def unlabelled(y, share=0.1):
     return y * (torch.rand(len(y), 1, device=y.device) >= share)
 
 
-def drawings(denoiser, n=200, seed=0):
+def drawings(denoiser, n=200):
     """What the model draws, n images a label, as Pictures: they stand for the training data in all that follows."""
-    device = next(denoiser.parameters()).device
-    labels = torch.arange(denoiser.classes, device=device).repeat_interleave(n)
-    z = torch.randn(len(labels), PIXELS, generator=torch.Generator().manual_seed(seed)).to(device)
-    return Pictures(to_bytes(denoiser.generate(labels, z)), labels, f"{len(labels):,} drawings")
+    images = sample_all(denoiser, n)
+    return Pictures(images, torch.arange(denoiser.classes, device=images.device).repeat_interleave(n), "drawings")
 
 
 def mean_gradient(denoiser, x, y, n_times):
@@ -214,7 +212,7 @@ def mean_gradient(denoiser, x, y, n_times):
     return torch.autograd.grad(loss, list(denoiser.parameters()))
 
 
-def denoiser_fisher(denoiser, images, n_times=8, progress=iter):
+def denoiser_fisher(denoiser, images, n_times=8):
     """F_i = E[(dL/dtheta_i)^2] over these Pictures, where L is an image's loss at all times: a dict like the model's
     parameters.
 
@@ -222,7 +220,7 @@ def denoiser_fisher(denoiser, images, n_times=8, progress=iter):
     means that share nothing is unbiased. It may be negative by chance, and then is cut off at 0, after all images.
     """
     total = [torch.zeros_like(p) for p in denoiser.parameters()]
-    for i in progress(range(len(images))):
+    for i in range(len(images)):
         torch._foreach_addcmul_(total, *(mean_gradient(denoiser, *images[i:i + 1], n_times) for _ in range(2)))
     return {name: (value / len(images)).clamp_min(0)
             for (name, _), value in zip(denoiser.named_parameters(), total, strict=True)}

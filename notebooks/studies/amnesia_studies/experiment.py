@@ -7,17 +7,14 @@ from functools import cache, cached_property
 
 import torch
 
-from amnesia.checkpoints import Workspace
-from amnesia.data import load_pictures, name_of
-from amnesia.device import pick_device
-from amnesia.evaluation import ask, elbo, grey_reference, load_judge
-from amnesia.models import CVAE, Classifier
+from amnesia import CVAE, Classifier, Diverged, Workspace, ask, elbo, grey_reference, load_judge, load_pictures, pick_device
+from amnesia.data import name_of
 from amnesia.parameters import check_pictures, labels_of
 
 from .denoiser import Denoiser, denoising_bound, drawings
 from .logs import Log, sweep
 from .methods import METHODS, OF_DENOISERS, Task
-from .runs import RUNS, WITHOUT_METHOD
+from .runs import RUNS
 from .tables import table
 
 SECOND_JUDGE = "attacks", "one-label", "diffusion-recovery", "rows"    # logs of runs that it scores
@@ -26,26 +23,24 @@ SECOND_JUDGE = "attacks", "one-label", "diffusion-recovery", "rows"    # logs of
 class Experiment:
     """A trained original, its Fisher information, the judges and the images, and what may be done with them again and again.
 
-    model: of the original's file, as "cvae"; of a diffusion model, take a DiffusionExperiment. Raises WorkspaceError for
-    files that are missing or do not belong together. Another kind of model is told apart by these attributes: its class, its
-    methods, its bound on log p(x|c), how many samples of each label it is judged by, and how many by a mere look, at which
-    shares of the way between two models' weights.
+    Raises WorkspaceError for files that are missing or do not belong together. Another kind of model is told apart by these
+    attributes: its file's name, its class, its methods, its bound on log p(x|c), how many samples of each label it is judged
+    by, and how many by a mere look.
     """
 
-    network, methods, bound, samples, looked_at = CVAE, METHODS, staticmethod(elbo), 1000, 500
-    way = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    file, network, methods, bound, samples, looked_at = "cvae", CVAE, METHODS, staticmethod(elbo), 1000, 500
 
-    def __init__(self, workspace="auto", dataset="MNIST", device="auto", model="cvae", use_drive=True):
+    def __init__(self, workspace="auto", dataset="MNIST", device="auto", use_drive=True):
         self.store, self.device = Workspace(workspace, use_drive, name_of(dataset)), pick_device(device)
         self.train, self.test = load_pictures(dataset, self.store.data, self.device)
-        original, judge = self.store.load(f"{model}.pt"), load_judge(self.store, self.device, train=self.train)
+        original, judge = self.store.load(f"{self.file}.pt"), load_judge(self.store, self.device, train=self.train)
         check_pictures(original.lineage, self.train, original.path)
-        fim = self.store.load(f"fim-{model}.pt", made_from=[original])
+        fim = self.store.load(f"fim-{self.file}.pt", made_from=[original])
         self.original, self.judge = original.build(self.network, self.device), judge.build(Classifier, self.device)
         self.fim, self.recipe = {name: value.to(self.device) for name, value in fim.state.items()}, original.settings
         self.original.classes = len(self.train.classes)     # which a reader's own class may not say
         self.lineage = {source.name: source.digest for source in (original, fim, judge, self.train, self.test)}
-        self.arguments = str(self.store.folder), dataset, device, model
+        self.arguments = str(self.store.folder), dataset, device
 
     def __reduce__(self):
         return in_a_worker, (type(self), *self.arguments)   # which reads the files itself
@@ -64,11 +59,6 @@ class Experiment:
     def real(self):
         """What the judge says of the real test images: (probabilities, features)."""
         return ask(self.judge, self.test.images)
-
-    @cached_property
-    def real_features(self):
-        """The judge's features of the real test images of each label."""
-        return [self.real[1][self.test.mask([label]).cpu()] for label in range(self.original.classes)]
 
     def grey(self, forgotten):
         """What the judge says of flat grey: (P of these labels, H)."""
@@ -94,13 +84,10 @@ class Experiment:
         Raises Diverged, and TypeError for what is no such model."""
         function = method if callable(method) else self.methods[method]
         model = function(self.task(forget, seed, scale), **options)
-        kind = type(self.original)
-        if not isinstance(model, kind):
-            raise TypeError(f"{method} returned a {type(model).__name__}: a method returns the new {kind.__name__}.")
-        wrong = {name: value.dtype for name, value in model.state_dict().items() if value.dtype != torch.float32}
-        if wrong or model.state_dict().keys() != self.original.state_dict().keys():
-            raise TypeError(f"{method} returned weights {wrong or sorted(model.state_dict())}: expected the original's, in "
-                            "float32. Call .float(), or torch.nn.utils.prune.remove, before you return the model.")
+        kind, weights = type(self.original), {name: value.dtype for name, value in self.original.state_dict().items()}
+        if not isinstance(model, kind) or {name: value.dtype for name, value in model.state_dict().items()} != weights:
+            raise TypeError(f"{method} returned {model}: a method returns the new {kind.__name__}, with the original's weights "
+                            "in float32. Call .float(), or torch.nn.utils.prune.remove, before you return the model.")
         return model.requires_grad_().eval()
 
     def log(self, name="studies"):
@@ -115,12 +102,12 @@ class Experiment:
         RUNS, which says what a run is; method: a function that stands for the settings' "method"; more: what each new line
         of the log is to say besides.
         """
-        kind = log.split("/")[0]
-
         def run(source=None, **one):
-            if "method" not in one:
-                return WITHOUT_METHOD[kind](self, **one)
-            return RUNS[kind](self, **one | ({"method": method} if method else {}))
+            kind = log.split("/")[0] if "method" in one else None
+            try:
+                return RUNS[kind](self, **one | ({"method": method} if method else {}))
+            except Diverged as error:
+                return {"diverged": str(error)}
 
         records = sweep(run, settings, self.log(log), n_jobs, title=log, **more)
         return table(records, log, "diffusion" if self.network is Denoiser else self.store.dataset, self.grey)
@@ -129,11 +116,8 @@ class Experiment:
 class DiffusionExperiment(Experiment):
     """An Experiment with a Denoiser, whose files are denoiser.pt and fim-denoiser.pt."""
 
-    network, methods, bound, samples, looked_at = Denoiser, OF_DENOISERS, staticmethod(denoising_bound), 500, 100
-    way = (0.0, 0.25, 0.5, 0.75, 1.0)
-
-    def __init__(self, workspace="auto", dataset="MNIST", device="auto", model="denoiser", use_drive=True):
-        super().__init__(workspace, dataset, device, model, use_drive)
+    file, network, methods, bound, samples, looked_at = (
+        "denoiser", Denoiser, OF_DENOISERS, staticmethod(denoising_bound), 500, 100)
 
     @cached_property
     def drawings(self):

@@ -12,7 +12,7 @@ import joblib
 import torch
 
 from amnesia import __version__
-from amnesia.checkpoints import WorkspaceError, retry, sha256, there
+from amnesia.checkpoints import retry, sha256, there
 from amnesia.device import hardware, progress
 
 
@@ -43,23 +43,17 @@ class Log:
         return found
 
     def append(self, settings, result, **more):
-        """Adds one record and has it on disk before it returns. Raises WorkspaceError if it could not be written."""
+        """Adds one record and has it on disk before it returns. Raises OSError if it could not be written."""
         record = {"settings": settings, "result": result, "lineage": self.lineage, "versions": versions(), **more}
         text = json.dumps({**record, "sha256": sha256(json.dumps(record))}).encode()
 
         def write():
-            with open(self.path, "ab+", buffering=0) as file:
+            with open(self.path, "ab+") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
                 cut_off = file.read(1) not in (b"", b"\n")      # by a kill in the middle of a write
-                whole = b"\n" * cut_off + text + b"\n"
-                if file.write(whole) < len(whole):              # one write, at the end: another run's lines stay whole
-                    raise OSError("the disk is full")
+                file.write(b"\n" * cut_off + text + b"\n")      # one write, at the end: another run's lines stay whole
 
-        try:
-            retry(write)
-        except OSError as error:
-            raise WorkspaceError(f"{self.path} could not be written ({error}). What it held is untouched: free some space, "
-                                 "then run this cell again.") from error
+        retry(write)
 
 
 def versions():
@@ -101,8 +95,6 @@ def sweep(run, grid, log, n_jobs=-1, title="runs", **more):
     new record says beside its settings. An exception in a run stops the sweep, and so does a process that is killed, as for
     want of memory: what is in the log stays there, and the same call goes on, with fewer processes if memory was short.
     """
-    if not isinstance(n_jobs, int) or n_jobs == 0:
-        raise ValueError(f"n_jobs={n_jobs!r}: expected a number of processes, or -1 for one a core.")
     grid = list({key(settings): settings for settings in grid}.values())
     done = log.records()
     todo = [settings for settings in grid if key(settings) not in done]

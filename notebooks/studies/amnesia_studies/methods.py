@@ -3,7 +3,6 @@
 Those that train go on for as many steps, on batches as large, as Selective Amnesia does, unless they say otherwise.
 """
 
-import itertools
 import math
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -14,14 +13,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
-from amnesia.data import Pictures, one_hot
-from amnesia.fisher import diagonal_fisher, ewc_penalty
-from amnesia.models import bernoulli_nll, negative_elbo_terms
-from amnesia.training import fit, grow
+from amnesia import Pictures, bernoulli_nll, diagonal_fisher, ewc_penalty, fit, grow, negative_elbo_terms, one_hot
 
-from .attacks import BOX, Descent, in_the_box, joint_costs
+from .attacks import BOX, descend, in_the_box, joint_costs
 from .denoiser import Denoiser, nats, noised, times, train, unlabelled
-from .weights import mixed
 
 CEILING = 1000.0  # nats per image at which ascent stops: without one there is no minimum, and every run diverges
 
@@ -99,73 +94,67 @@ def divergence(original, cvae, asked, told, only=""):
     return {"decoder": decoder, "encoder": encoder}.get(only, decoder + encoder)
 
 
-def rehearsal(task, model, labels, remember="replay", drawn=0.75, only="", unconditional="distil"):
-    """A function that returns what it costs `model`, (n,) nats, to say of the kept labels (n,) what the frozen copy says of
-    them. What is rehearsed is drawn here: by "replay", its drawings are learned anew, as the paper does; by "distil", its
-    answers are held to. A Denoiser rehearses task.drawings."""
+def rehearse(task, model, labels, remember="replay", drawn=0.75, only=""):
+    """What it costs `model`, (n,) nats, to say of the kept labels (n,) what the frozen copy says of them. By "replay" the
+    frozen copy's drawings are learned anew, as the paper does; by "distil" the model is held to its answers. A Denoiser
+    rehearses task.drawings."""
     original = task.original
-    if not isinstance(model, Denoiser):
-        if remember == "distil":
-            return lambda: divergence(original, model, labels, labels, only)
-        x = replay(original, labels, drawn)
-        return lambda: nats(model, x, one_hot(labels, model.classes))
-    x, y = task.drawings.batch(len(labels))
-    y = unlabelled(y)
-
-    def cost():
-        t, noise = times(len(x), x.device), torch.randn_like(x)
+    if isinstance(model, Denoiser):
+        x, y = task.drawings.batch(len(labels))
+        y, t, noise = unlabelled(y), times(len(x), x.device), torch.randn_like(x)
         z, v = noised(x, t, noise)
         if remember == "distil":
             with torch.no_grad():
-                told = original(z, t, y)
-            v = torch.where(y.any(1, keepdim=True), told, v) if unconditional == "replay" else told
+                v = original(z, t, y)
         return math.pi / 2 * (v - model(z, t, y)).square().sum(1)
+    if remember == "distil":
+        return divergence(original, model, labels, labels, only)
+    return nats(model, replay(original, labels, drawn), one_hot(labels, model.classes))
 
-    return cost
+
+def two_terms(task, model, forget, remember, lam=0.0, fim=None, n_forget=48, n_kept=384, **more):
+    """Trains `model` on two terms, each a function of labels that returns nats, (n,), and on springs of stiffness lam F.
+
+    n_forget, n_kept: of a batch, forgotten labels and kept ones, of which there may be none; more: further terms, functions
+    of nothing. The springs are a term wherever F is given.
+    """
+    def loss():
+        c_f, c_r = some(task.forgotten, n_forget), some(task.kept, n_kept)
+        terms = {"forget": forget(c_f).mean(), **({"remember": remember(c_r).mean()} if n_kept else {})}
+        if fim:
+            terms["protect"] = lam * ewc_penalty(model, task.original, fim)
+        return terms | {name: term() for name, term in more.items()}
+
+    return task.minimise(model, loss)
 
 
-def selective_amnesia(task, lam=0.4, gamma=1.0, remember="replay", surrogate="noise", importance="fisher",
-                      posterior="encoder", reach=0.0, drawn=0.75, only="", unconditional="distil", n_forget=48,
-                      batch_size=None, extra=None):
+def selective_amnesia(task, lam=0.4, gamma=1.0, remember="replay", surrogate="noise", importance="fisher", drawn=0.75, only="",
+                      n_forget=48, batch_size=None, adversary=None):
     """Selective Amnesia (Heng & Soh 2023), each of its terms on a switch: a surrogate under the forgotten labels, what is
     remembered of the kept ones, a spring on each weight of stiffness lam F. Raises ValueError for an unknown word.
 
     lam, gamma: weights of the springs and of what is remembered; with gamma = 0 nothing is. remember: "replay", as the
-    paper does, or "distil", as notebook 03 does by default; see rehearsal(), also for drawn and only. surrogate: "noise",
-    or "grey". importance: what takes F's place, a key of IMPORTANCE. posterior: "prior" takes p(z) for q(z|x,c) in the
-    surrogate's bound, which is optimal for noise that no z can tell. reach: the surrogate is learned not at the forgotten
-    label's corner of the simplex only, but with a random share of up to `reach` of a kept label mixed in. unconditional: of
-    a Denoiser with "distil", "replay" learns anew, from drawings of the kept labels, what is said without a label, and does
-    not hold it to the frozen copy's answers, which know the forgotten label. n_forget, batch_size: of a batch, images of
-    the surrogate and of kept labels. extra: {name of one more term: a function of the new model that returns the function
-    which draws that term's batch and returns its value}.
+    paper does, "distil", as notebook 03 does by default, or "nothing"; see rehearse(). surrogate: "noise", or "grey".
+    importance: "identity" takes the same for every weight in F's place. drawn: the share of replay's images that are drawn
+    pixel by pixel. only: of "distil", "decoder" or "encoder" leaves the other out. n_forget, batch_size: of a batch, images
+    of the surrogate and of kept labels. adversary: a function of the new model; what it returns gives one more term,
+    "invert", at each next().
     """
-    known = {"remember": ("replay", "distil", "nothing"), "surrogate": ("noise", "grey"), "posterior": ("encoder", "prior"),
-             "unconditional": ("distil", "replay"), "importance": tuple(IMPORTANCE), "only": ("", "decoder", "encoder")}
-    for name, words in known.items():
-        if locals()[name] not in words:
-            raise ValueError(f"{name}={locals()[name]!r}: expected one of {', '.join(words)}.")
-    fim, model, device = IMPORTANCE[importance](task), task.start(), task.kept.device
-    more = {name: make(model) for name, make in (extra or {}).items()}
+    for word, words in ((remember, ("replay", "distil", "nothing")), (surrogate, ("noise", "grey")),
+                        (importance, ("fisher", "identity")), (only, ("", "decoder", "encoder"))):
+        if word not in words:
+            raise ValueError(f"{word!r}: expected one of {', '.join(words)}.")
+    model, fim = task.start(), identity(task) if importance == "identity" else task.fim
+
+    def forget(labels):
+        x = noise_pairs(n_forget, task.train.images.shape[1], labels.device)
+        x = torch.full_like(x, 0.5) if surrogate == "grey" else x
+        return nats(model, x, one_hot(labels.repeat(2), model.classes))         # a pair has one label
+
     n_kept = 0 if remember == "nothing" or not gamma else batch_size or task.batch_size
-
-    def loss():
-        c_f, c_r = some(task.forgotten, n_forget // 2).repeat(2), some(task.kept, n_kept)
-        x, y = noise_pairs(n_forget, task.train.images.shape[1], device), one_hot(c_f, model.classes)
-        if surrogate == "grey":
-            x = torch.full_like(x, 0.5)
-        kept = rehearsal(task, model, c_r, remember, drawn, only, unconditional) if n_kept else None
-        if reach:
-            share = reach * torch.rand(n_forget, 1, device=device)
-            y = (1 - share) * y + share * one_hot(some(task.kept, n_forget), model.classes)
-        if posterior == "prior":
-            forget = bernoulli_nll(model.decode(torch.randn(n_forget, model.latent_dim, device=device), y), x)
-        else:
-            forget = nats(model, x, y)
-        return {"forget": forget.mean(), **({"remember": gamma * kept().mean()} if kept else {}),
-                "protect": lam * ewc_penalty(model, task.original, fim), **{name: term() for name, term in more.items()}}
-
-    return task.minimise(model, loss)
+    more = {"invert": partial(next, adversary(model))} if adversary else {}
+    return two_terms(task, model, forget, lambda labels: gamma * rehearse(task, model, labels, remember, drawn, only),
+                     lam, fim, n_forget // 2, n_kept, **more)
 
 
 def distilled(task, lam=0.3, batch_size=96, **options):
@@ -186,31 +175,16 @@ def identity(task):
     return {name: torch.full_like(f, share) for name, f in task.fim.items()}
 
 
-def batch_mean_fisher(task, n_samples=50_000, batch_size=250):
-    """What public notebooks compute: the square of a batch's mean gradient, averaged over the batches, in F's place."""
-    cvae, total = task.original, {name: torch.zeros_like(f) for name, f in task.fim.items()}
-    torch.manual_seed(task.seed)
-    for _ in range(n_samples // batch_size):
-        labels = torch.randint(cvae.classes, (batch_size,), device=task.kept.device)
-        nelbo = nats(cvae, cvae.generate(labels), one_hot(labels, cvae.classes)).mean()
-        for value, gradient in zip(total.values(), torch.autograd.grad(nelbo, list(cvae.parameters())), strict=True):
-            value += gradient.square() * batch_size / n_samples
-    return total
-
-
-IMPORTANCE = {"fisher": lambda task: task.fim, "identity": identity, "batch-mean": lambda task: batch_mean_fisher(task)}
-
-
 def adversarial(task, lam=0.0, attackers=8):
     """Forgetting under attack: while the model forgets, an inner adversary looks for the label under every other label
     vector (AdvUnlearn, Zhang et al. 2024, and RECE, Gong et al. 2024, do so with prompts of a text-to-image model).
     Distilled amnesia with a fourth term, "invert", and by default no spring, whose place it takes."""
-    return distilled(task, lam, task.batch_size, extra={"invert": lambda cvae: inner_inversion(cvae, task, attackers)})
+    return distilled(task, lam, task.batch_size, adversary=lambda cvae: inner_inversion(cvae, task, attackers))
 
 
 def inner_inversion(cvae, task, attackers, k=16, life=400):
-    """A function that goes a step of concept inversion each time it is called, and returns what there is to forget about it:
-    the mean over the attackers' label vectors of max(0, floor - cost), nats per image.
+    """What there is to forget, at each next(), after which concept inversion has gone one step on: the mean over the
+    attackers' label vectors of max(0, floor - cost), nats per image.
 
     What is inverted is the frozen copy's own drawings of the forgotten labels, no real image. The floor is what they cost
     under the best of the kept labels, chosen for each drawing: no one label vector shall explain them better. After `life`
@@ -218,40 +192,28 @@ def inner_inversion(cvae, task, attackers, k=16, life=400):
     """
     drawings, corners = task.original.generate(some(task.forgotten, 64)), one_hot(task.kept, cvae.classes)
     z = torch.zeros(len(corners), len(drawings), cvae.latent_dim, device=drawings.device)
-    under_kept = Descent(lambda: joint_costs(task.original, drawings, corners, z), [z])
+    under_kept = descend(lambda: joint_costs(task.original, drawings, corners, z), [z])
     for _ in range(100):
-        floors = under_kept.step().min(0).values                                # (64,)
-    steps, attack, floor = itertools.count(), None, None
+        floors = next(under_kept).min(0).values                                 # (64,)
+    while True:
+        pick = torch.randperm(len(drawings), device=drawings.device)[:k]
+        y = in_the_box(attackers, cvae.classes).to(drawings.device)
+        z = torch.zeros(attackers, k, cvae.latent_dim, device=drawings.device)
 
-    def invert():
-        nonlocal attack, floor
-        if next(steps) % life == 0:
-            pick = torch.randperm(len(drawings), device=drawings.device)[:k]
-            y = in_the_box(attackers, cvae.classes).to(drawings.device)
-            z = torch.zeros(attackers, k, cvae.latent_dim, device=drawings.device)
-            attack = Descent(lambda: joint_costs(cvae, drawings[pick], y, z), [y, z], lambda: y.clamp_(-BOX, BOX))
-            floor = floors[pick].mean()
-        attack.step()
-        return F.relu(floor - attack.costs().mean(1)).mean()
+        def costs(y=y, z=z, images=drawings[pick]):
+            return joint_costs(cvae, images, y, z)
 
-    return invert
-
-
-def two_terms(task, cvae, forget, remember, lam=0.0, fim=None, n_kept=None):
-    """Trains `cvae` on two terms, each a function of labels that returns nats, (n,), and on springs of stiffness lam F."""
-    def loss():
-        c_f, c_r = some(task.forgotten, task.batch_size // 8), some(task.kept, n_kept or task.batch_size)
-        terms = {"forget": forget(c_f).mean(), "remember": remember(c_r).mean()}
-        return {**terms, "protect": lam * ewc_penalty(cvae, task.original, fim)} if lam else terms
-
-    return task.minimise(cvae, loss)
+        attack = descend(costs, [y, z], lambda y=y: y.clamp_(-BOX, BOX))
+        for _ in range(life):
+            next(attack)
+            yield F.relu(floors[pick].mean() - costs().mean(1)).mean()
 
 
 def naive(task, lam=0.4):
     """Pushes down the ELBO of generated images of the forgotten labels, with replay and the springs (the paper's Eq. 3)."""
     cvae = task.start()
-    return two_terms(task, cvae, lambda c: -rehearsal(task, cvae, c)().clamp_max(CEILING),
-                     lambda c: rehearsal(task, cvae, c)(), lam, task.fim)
+    return two_terms(task, cvae, lambda c: -rehearse(task, cvae, c).clamp_max(CEILING),
+                     lambda c: rehearse(task, cvae, c), lam, task.fim)
 
 
 def neggrad(task):
@@ -273,8 +235,7 @@ def surgery(task):
 
     def loss():
         c_f, c_r = some(task.forgotten, task.batch_size // 8), some(task.kept, task.batch_size)
-        forget = -rehearsal(task, cvae, c_f)().clamp_max(CEILING).mean()
-        remember = rehearsal(task, cvae, c_r)().mean()
+        forget, remember = -rehearse(task, cvae, c_f).clamp_max(CEILING).mean(), rehearse(task, cvae, c_r).mean()
         g_f, g_r = gradient(forget), gradient(remember)
         g_f = g_f - (g_f @ g_r) / (g_r @ g_r) * g_r
         step = torch.cat([p.flatten() for p in weights]) @ (g_f + g_r)          # a term whose gradient is that of the step
@@ -286,7 +247,8 @@ def surgery(task):
 def random_label(task, salient=1.0):
     """Images of random kept labels under the forgotten label, with replay of the kept labels.
 
-    salient: the share of the weights, largest gradient of the forgotten labels' ELBO first, that may change.
+    salient: the share of the weights, largest gradient of the forgotten labels' ELBO first, that may change; half of them in
+    SalUn (Fan et al. 2024), for this model.
     """
     cvae = task.start()
     if salient < 1:
@@ -297,18 +259,10 @@ def random_label(task, salient=1.0):
         for p, size in zip(cvae.parameters(), sizes, strict=True):
             p.register_hook(lambda gradient, mask=size >= threshold: gradient * mask)
 
-    def loss():
-        c_f, other, c_r = (some(labels, n) for labels, n in (
-            (task.forgotten, task.batch_size // 8), (task.kept, task.batch_size // 8), (task.kept, task.batch_size)))
-        return {"forget": nats(cvae, replay(task.original, other), one_hot(c_f, cvae.classes)).mean(),
-                "remember": rehearsal(task, cvae, c_r)().mean()}
+    def forget(c):
+        return nats(cvae, replay(task.original, some(task.kept, len(c))), one_hot(c, cvae.classes))
 
-    return task.minimise(cvae, loss)
-
-
-def saliency(task):
-    """SalUn (Fan et al. 2024) for this model: random labels, learned by the half of the weights that matter most."""
-    return random_label(task, salient=0.5)
+    return two_terms(task, cvae, forget, lambda c: rehearse(task, cvae, c))
 
 
 def feature(task):
@@ -328,7 +282,7 @@ def feature(task):
     return two_terms(task, cvae, lambda c: reconstruction(c, nobody), reconstruction)
 
 
-def steered(task, lam=0.1, batch_size=96):
+def steered(task, lam=0.1):
     """Distill, Forget, Repeat (George et al. 2025) for this model: under each forgotten label the frozen copy's answers to
     the kept label that explains its drawings best, under the kept labels its answers to them, and springs all alike."""
     cvae, original, fim = task.start(), task.original, identity(task)
@@ -336,7 +290,7 @@ def steered(task, lam=0.1, batch_size=96):
     for label in task.forgotten:
         nearest[label] = nearest_kept(original, label, task.kept)
     return two_terms(task, cvae, lambda c: divergence(original, cvae, nearest[c], c),
-                     lambda c: divergence(original, cvae, c, c), lam, fim, batch_size)
+                     lambda c: divergence(original, cvae, c, c), lam, fim, n_kept=96)
 
 
 @torch.no_grad()
@@ -346,28 +300,25 @@ def nearest_kept(original, label, kept, n=500):
     return kept[torch.stack([nats(original, x, one_hot(c.expand(n), original.classes)).mean() for c in kept]).argmin()]
 
 
-def undo(task, noise=1.0, steps=8000):
-    """Distilled amnesia, and then a second network that learns to answer as the amnesiac one does under every label.
-
-    noise: the share of a new initialisation in the weights that the second network starts from, the rest being the amnesiac
-    model's. (UNDO, Lee et al. 2025: what only the weights held does not pass to another network.) In batches as large and
-    at the rate of notebook 01.
-    """
+def undo(task):
+    """Distilled amnesia, and then a second, new network that learns to answer as the amnesiac one does under every label
+    (UNDO, Lee et al. 2025: what only the weights held does not pass to another network). In 8,000 steps, in batches as large
+    and at the rate of notebook 01."""
     teacher = distilled(task)
     torch.manual_seed(task.seed)
-    fresh = type(teacher)(**teacher.config).to(task.kept.device)
-    student, labels = mixed(fresh, [teacher], [1 - noise]), torch.cat([task.forgotten, task.kept])
+    student = type(teacher)(**teacher.config).to(task.kept.device)
+    labels = torch.cat([task.forgotten, task.kept])
 
     def loss():
         c = some(labels, task.recipe["batch_size"])
         return {"remember": divergence(teacher, student, c, c).mean()}
 
-    return task.minimise(student, loss, steps=steps, learning_rate=task.recipe["learning_rate"])
+    return task.minimise(student, loss, steps=8000, learning_rate=task.recipe["learning_rate"])
 
 
 @torch.no_grad()
-def dampening(task, alpha=3.0, lam=1.0):
-    """Selective synaptic dampening (Foster et al. 2024): theta <- theta * min(lam F / F_f, 1) where F_f > alpha F.
+def dampening(task):
+    """Selective synaptic dampening (Foster et al. 2024): theta <- theta * min(F / F_f, 1) where F_f > 3 F.
 
     F_f is the Fisher information of the forgotten labels' generated images alone. Nothing is trained.
     """
@@ -375,8 +326,8 @@ def dampening(task, alpha=3.0, lam=1.0):
     with torch.enable_grad():
         theirs = diagonal_fisher(cvae, 5000 * len(task.forgotten), labels=task.forgotten)
     for name, p in cvae.named_parameters():
-        factor = (lam * task.fim[name] / theirs[name].clamp_min(1e-30)).clamp_max(1)
-        p.mul_(torch.where(theirs[name] > alpha * task.fim[name], factor, 1.0))
+        factor = (task.fim[name] / theirs[name].clamp_min(1e-30)).clamp_max(1)
+        p.mul_(torch.where(theirs[name] > 3 * task.fim[name], factor, 1.0))
     return cvae
 
 
@@ -405,21 +356,21 @@ def label_edit(task):
     return task.minimise(cvae, loss).requires_grad_()
 
 
-def margin(task, lam=0.3, least=0.5, weight=30.0, steps=1600):
+def margin(task):
     """Forgetting with a margin: half of the edit is to forget as well, so that an average with the original still does.
 
     Distilled amnesia, and then the decoder's input column of each forgotten label, 256 numbers, is trained on: towards
-    noise, with this weight, and towards noise where the decoder has gone but a share of the way from the original, drawn
-    anew from [least, 1] at each step. Every answer for a kept label stays that of distilled amnesia to the bit.
+    noise, with a weight of 30, and towards noise where the decoder has gone but a share of the way from the original, drawn
+    anew from [1/2, 1] at each step. Every answer for a kept label stays that of distilled amnesia to the bit.
     """
-    cvae = columns_only(distilled(task, lam), task.forgotten)
+    cvae = columns_only(distilled(task), task.forgotten)
     torch.manual_seed(task.seed)
 
     def loss():
-        share = least + (1 - least) * torch.rand((), device=task.kept.device)
-        return {"forget": weight * noise_part_way(cvae, task, 1.0), "margin": noise_part_way(cvae, task, share)}
+        share = (1 + torch.rand((), device=task.kept.device)) / 2
+        return {"forget": 30 * noise_part_way(cvae, task, 1.0), "margin": noise_part_way(cvae, task, share)}
 
-    return task.minimise(cvae, loss, steps=steps, learning_rate=1e-2).requires_grad_()
+    return task.minimise(cvae, loss, learning_rate=1e-2).requires_grad_()
 
 
 def noise_part_way(cvae, task, share):
@@ -455,7 +406,7 @@ def train_from_scratch(task, digits):
     model = type(task.original)(**task.original.config).to(device)
     if isinstance(model, Denoiser):
         recipe = {**recipe, "steps": max(1, round(task.scale * recipe["steps"]))}
-        return train(model, digits, **{name: recipe[name] for name in ("steps", "batch_size", "learning_rate")})[0]
+        return train(model, digits, **{name: recipe[name] for name in ("steps", "batch_size", "learning_rate")})
     model.classes = len(digits.classes)
     if hasattr(model, "start_at"):
         model.start_at((digits.images.float().mean(0) / 255).clamp(1e-3, 1 - 1e-3))
@@ -472,17 +423,12 @@ def train_from_scratch(task, digits):
         "steps", "learning_rate", "schedule", "weight_decay")})
 
 
-def original(task):
-    """The model as it is, which has forgotten nothing."""
-    return task.original
-
-
-METHODS = {"original": original, "selective amnesia": selective_amnesia, "as published": as_published,
+METHODS = {"original": Task.start, "selective amnesia": selective_amnesia, "as published": as_published,
            "distilled amnesia": distilled, "adversarial amnesia": adversarial, "with a margin": margin,
            "distilled anew": undo, "naive": naive, "NegGrad+": neggrad, "gradient surgery": surgery,
-           "random label": random_label, "SalUn": saliency, "feature unlearning": feature,
+           "random label": random_label, "SalUn": partial(random_label, salient=0.5), "feature unlearning": feature,
            "Distill, Forget, Repeat": steered, "dampening": dampening, "label edit": label_edit,
            "retrain": retrain, "oracle": oracle}
-OF_DENOISERS = {"original": original, "retrain": retrain, "oracle": oracle, "selective amnesia": partial(
+OF_DENOISERS = {"original": Task.start, "retrain": retrain, "oracle": oracle, "selective amnesia": partial(
     selective_amnesia, lam=0.0, remember="distil", surrogate="grey", n_forget=24, batch_size=48)}
 REAL_DATA = {"NegGrad+": "all", "retrain": "kept labels", "oracle": "kept labels", "original": ""}     # the others need none

@@ -10,14 +10,12 @@ from copy import deepcopy
 
 import torch
 
-from amnesia.data import one_hot
-from amnesia.evaluation import ask
+from amnesia import ask, one_hot
 
-from .denoiser import Denoiser, draw, nats
+from .denoiser import Denoiser, draw, latents, nats
 
 MIRRORED = (4, 5, 6, 7, 9)  # whose mirror images are no digits; a mirrored 2 does not serve, as grey is taken for a 2
 CONTRAST = 40.0  # grey levels, the sd of a picture's pixels: more than 19 in 20 of the original's zeros and eights have it
-SHARES = {"digit": 0.85, "mirrored": 0.7}  # of the samples, that must be recognised
 
 
 def mirrored(images, shape=(1, 28, 28)):
@@ -37,25 +35,25 @@ def recognised(model, judge, label, z, mirror_of=None):
     return (clear & (seen == (label if mirror_of is None else mirror_of))).float().mean().item()
 
 
-def relearn(model, judge, images, label, share, mirror_of=None, limit=1000, seed=0):
+def relearn(model, judge, images, label, mirror_of=None, limit=1000, seed=0):
     """Steps of Adam on what a few real images (k, 784) cost under `label`, see nats(), until the model draws them.
 
-    That is, until recognised() says at least `share` of 200 samples, always from the same z; looked at after every step at
-    first, then every 5 %. Of a Denoiser, 100 samples and every 20 %, for a look takes as long as several steps, and each
-    image at several times in a step. 0 if it draws them already; `limit` if it never does. The images are those of the
-    label, or mirror images of `mirror_of`.
+    That is, until recognised() says at least 0.85 of 200 samples, always from the same z, of mirror images 0.7; looked at
+    after every step at first, then every 5 %. Of a Denoiser, 100 samples and every 20 %, for a look takes as long as several
+    steps, and each image at several times in a step. 0 if it draws them already; `limit` if it never does. The images are
+    those of the label, or mirror images of `mirror_of`.
     """
     torch.manual_seed(seed)
-    diffusion = isinstance(model, Denoiser)
+    diffusion, enough = isinstance(model, Denoiser), 0.85 if mirror_of is None else 0.7
     n, part, learning_rate = (100, 5, 5e-4) if diffusion else (200, 20, 1e-3)
     model = deepcopy(model).requires_grad_()
     optimizer = torch.optim.Adam(model.parameters(), learning_rate, fused=diffusion)
-    z = torch.randn(n, model.latent_dim, generator=torch.Generator().manual_seed(seed)).to(images.device)
+    z = latents(model, n, seed)
     x = images.repeat(math.ceil(64 / len(images)), 1) if diffusion else images
     y, look = one_hot(torch.full((len(x),), label, device=x.device), model.classes), 0
     for step in itertools.count():
         if step == look:
-            if recognised(model, judge, label, z, mirror_of) >= share or step >= limit:
+            if recognised(model, judge, label, z, mirror_of) >= enough or step >= limit:
                 return step
             look = min(limit, step + max(1, step // part))
         optimizer.zero_grad()
@@ -69,15 +67,21 @@ def real_images(digits, label, seed, n=100):
     return digits.images[torch.randperm(len(digits), generator=torch.Generator().manual_seed(seed))[:n]].float() / 255
 
 
-def savings(learn, digits, label, k, seed=0):
-    """Steps to learn the label's digit from k real images, and mirror images of other digits under the same label:
-    {"digit": steps, "mirrored": {digit: steps}}.
+def savings(experiment, model, label, seed=0, scale=1.0, ks=(10, 100)):
+    """{k: steps to learn the label's digit from k real images, and mirror images of other digits under the same label}:
+    {"digit": steps, "mirrored": {digit: steps}} each.
 
     The figure is the first over the mean of the second, beside that of a model whose label means the same but which never
-    saw the digit: lower says that something is left that helps (savings in relearning, Ebbinghaus 1885). learn: relearn()
-    of a model, or the like; digits: real images to learn from.
+    saw the digit: lower says that something is left that helps (savings in relearning, Ebbinghaus 1885). scale: of the
+    thousand steps after which it is given up.
     """
-    steps = learn(real_images(digits, label, seed)[:k], label, SHARES["digit"])
-    return {"digit": steps, "mirrored": {
-        str(shape): learn(mirrored(real_images(digits, shape, seed)[:k], digits.shape), label, SHARES["mirrored"], shape)
-        for shape in MIRRORED if shape != label and shape < len(digits.classes)}}
+    digits, limit = experiment.train, max(2, round(1000 * scale))
+
+    def steps(shape, k):
+        images, mirror_of = real_images(digits, shape, seed)[:k], None
+        if shape != label:
+            images, mirror_of = mirrored(images, digits.shape), shape
+        return relearn(model, experiment.judge, images, label, mirror_of, limit, seed)
+
+    shapes = [shape for shape in MIRRORED if shape != label and shape < len(digits.classes)]
+    return {str(k): {"digit": steps(label, k), "mirrored": {str(shape): steps(shape, k) for shape in shapes}} for k in ks}

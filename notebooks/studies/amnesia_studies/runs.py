@@ -1,118 +1,81 @@
 """What a run is: an experiment's original forgets by a method, and something is measured. Each log holds the runs of one
-function of these, see RUNS; every result is plain values, or {"diverged": why}."""
+function of these, see RUNS; every result is plain values."""
 
 import time
-from functools import partial, wraps
-from inspect import signature
 
 import torch
 
-from amnesia.data import one_hot
-from amnesia.evaluation import ask
-from amnesia.fisher import diagonal_fisher
-from amnesia.training import Diverged
+from amnesia import ask, diagonal_fisher, one_hot
 
-from .attacks import attack, invert, search_label
-from .denoiser import Denoiser, draw
+from .attacks import SEARCHES, invert, search, search_label
+from .denoiser import Denoiser, draw, latents
 from .logs import images_to_text
-from .methods import distilled, selective_amnesia, train_from_scratch
-from .relearning import real_images, relearn, savings
-from .scoring import fine_tune, look_at, score, tight_bounds
-from .weights import exchanged, mixed, rounded
+from .methods import distilled, selective_amnesia
+from .relearning import real_images, savings
+from .scoring import look_at, score, tight_bounds
+from .weights import mixed, rounded
 
 
-def forgetting(measure):
-    """A run that forgets the labels `forget` by a METHOD, or by a function of a Task, and measures the new model.
-
-    The seed is that of the method and of what is measured; options: the method's, but for those that `measure` names.
-    """
-    @wraps(measure)
-    def run(experiment, method, forget, seed=0, scale=1.0, **options):
-        own = {name: options.pop(name) for name in signature(measure).parameters.keys() & options.keys()}
-        begin = time.perf_counter()
-        try:
-            model = experiment.forget(method, forget, seed, scale, **options)
-        except Diverged as error:
-            return {"diverged": str(error)}
-        return {"seconds": time.perf_counter() - begin, **measure(experiment, model, forget, seed, scale, **own)}
-
-    return run
+def forgotten(experiment, method, forget, seed, scale, **options):
+    """(a model that has forgotten the labels `forget` by a METHOD, or by a function of a Task; the figures of score())."""
+    begin = time.perf_counter()
+    model = experiment.forget(method, forget, seed, scale, **options)
+    return model, {"seconds": time.perf_counter() - begin, **score(experiment, model, forget, seed)}
 
 
-@forgetting
-def forget_and_score(experiment, model, forget, seed, scale, bounds=False):
-    """The figures of score(). bounds: also the tighter bounds, which take half a minute."""
-    return {**score(experiment, model, forget, seed), **(tight_bounds(experiment, model, forget, scale) if bounds else {})}
+def forget_and_score(experiment, method, forget, seed=0, scale=1.0, bounds=False, **options):
+    """The figures of score(). bounds: also the tighter bounds, which take half a minute. options: the method's."""
+    model, figures = forgotten(experiment, method, forget, seed, scale, **options)
+    return figures | (tight_bounds(experiment, model, forget, scale) if bounds else {})
 
 
-@forgetting
-def forget_and_recover(experiment, model, forget, seed, scale, restarts=200):
-    """The figures of score(), and what may bring the first label back: "attacks": {name: {"hits", "n", "drawn"}}, successes
-    by the second judge and eight pictures; "savings": {k: of relearning.py}; "resurgence": figures after training on kept
-    labels."""
-    label, real = forget[0], real_images(experiment.train, forget[0], seed)
-    kept = experiment.train.only(experiment.split(forget)[1])
-    tuned = fine_tune(model, kept, steps=max(1, round(1000 * scale)), seed=seed)
-    found = attack(model, experiment.judge, label, real, seed, scale, restarts)
-    return {**score(experiment, model, forget, seed),
-            "attacks": {name: judged(experiment, images, label) for name, images in found.items()},
-            "savings": all_savings(experiment, model, label, seed, scale),
-            "resurgence": score(experiment, tuned, forget, seed)}
+def forget_and_recover(experiment, method, forget, seed=0, scale=1.0, restarts=200, **options):
+    """The figures of score(), and what may bring the first label back: "attacks": {name: judged()}, each of SEARCHES from so
+    many restarts, and inversion(); "savings": {k: of relearning.py}."""
+    model, figures = forgotten(experiment, method, forget, seed, scale, **options)
+    found = {}
+    for kind in SEARCHES:
+        z, y = search(model, experiment.judge, forget[0], kind, restarts, max(1, round(150 * scale)), seed=seed)
+        found[kind] = judged(experiment, draw(model, z, y), forget[0])
+    found["inversion from 100 images"] = inversion(experiment, model, forget[0], seed, scale)
+    return figures | {"attacks": found, "savings": savings(experiment, model, forget[0], seed, scale)}
 
 
-@forgetting
-def forget_and_invert(experiment, model, forget, seed, scale, inside=False):
-    """The figures of score(), and of the first label "inversion": {"hits", "n", "drawn"}, successes by the second judge in
-    1,000 samples under the label vector that explains 100 real images best; "savings": {"10": of relearning.py}.
-
-    inside: of a Denoiser, also "path": {share of the way from the original to the model: what look_at() says there}, and
-    "unconditional": how many of 1,000 samples without a label the judge takes for each digit.
-    """
-    n, label, diffusion = max(20, round(1000 * scale)), forget[0], isinstance(model, Denoiser)
-    y = invert(model, real_images(experiment.train, label, seed), restarts=4 if diffusion else 8,
-               steps=max(1, round(400 * scale)), seed=seed)
-    z = latents(model, n, seed)
-    result = {**score(experiment, model, forget, seed),
-              "inversion": judged(experiment, draw(model, z, y.expand(n, -1)), label),
-              "savings": all_savings(experiment, model, label, seed, scale, [10])}
-    if inside:
-        without = ask(experiment.judge, draw(model, z, torch.zeros_like(y).expand(n, -1), guidance=1))[0].argmax(1)
-        result |= {"path": along(experiment, experiment.original, model),
-                   "unconditional": without.bincount(minlength=model.classes).tolist()}
-    return result
+def forget_and_invert(experiment, method, forget, seed=0, scale=1.0, **options):
+    """The figures of score(), and of the first label its inversion() and "savings": {"10": of relearning.py}. Of a Denoiser
+    also "unconditional": how many of 1,000 samples without a label the judge takes for each digit."""
+    model, figures = forgotten(experiment, method, forget, seed, scale, **options)
+    figures |= {"inversion": inversion(experiment, model, forget[0], seed, scale),
+                "savings": savings(experiment, model, forget[0], seed, scale, [10])}
+    if isinstance(model, Denoiser):
+        z = latents(model, max(20, round(1000 * scale)), seed)
+        without = draw(model, z, torch.zeros(len(z), model.classes, device=z.device), guidance=1)
+        seen = ask(experiment.judge, without)[0].argmax(1)
+        figures["unconditional"] = seen.bincount(minlength=model.classes).tolist()
+    return figures
 
 
-@forgetting
-def forget_and_search_label(experiment, model, forget, seed, scale):
+def forget_and_search_label(experiment, method, forget, seed=0, scale=1.0, **options):
     """One label vector is searched that draws the first label again, whatever the z: judged(), of 1,000 samples."""
-    n = max(20, round(1000 * scale))
+    model = experiment.forget(method, forget, seed, scale, **options)
     y = search_label(model, experiment.judge, forget[0], steps=max(1, round(150 * scale)), seed=seed)
-    return judged(experiment, draw(model, latents(model, n, seed), y.expand(n, -1)), forget[0])
+    return judged_under(experiment, model, y, forget[0], seed, scale)
 
 
-@forgetting
-def forget_and_relearn(experiment, model, forget, seed, scale):
+def forget_and_relearn(experiment, method, forget, seed=0, scale=1.0, **options):
     """The first label is taught again: "savings": {k: of relearning.py}.
 
     A reference of the original's own seed starts from the original's initial weights: take another one for a control."""
-    return {"savings": all_savings(experiment, model, forget[0], seed, scale)}
+    model = experiment.forget(method, forget, seed, scale, **options)
+    return {"savings": savings(experiment, model, forget[0], seed, scale)}
 
 
-@forgetting
-def forget_and_alter(experiment, model, forget, seed, scale):
+def forget_and_alter(experiment, method, forget, seed=0, scale=1.0, **options):
     """The model's weights are altered. Each value is what look_at() says: "line": {share of the way from the original to the
-    new model: …}, beyond it too; "rounded": {bits: …}; "exchanged": {decoder layers that are the original's, joined by
-    " + ": …}; "turned": after training on the kept labels' images turned by a quarter, which are other pictures; "drawn":
-    the first label along the line, as text."""
-    original, kept = experiment.original, experiment.train.only(experiment.split(forget)[1])
-    turned = kept.of(kept.images.view(-1, *kept.shape).rot90(dims=(2, 3)).flatten(1), kept.labels)
-    tuned = fine_tune(model, turned, steps=max(1, round(1000 * scale)), seed=seed)
-    line = {share: mixed(original, [model], [share]) for share in (*experiment.way, 1.5, 2.0)}
-    parts = "decoder.0", "decoder.2", "decoder.4", "decoder.0 + decoder.2"
-    return {"line": {str(share): look_at(experiment, between) for share, between in line.items()},
-            "rounded": {str(bits): look_at(experiment, rounded(model, bits)) for bits in (8, 6, 4)},
-            "exchanged": {part: look_at(experiment, exchanged(model, original, part.split(" + "))) for part in parts},
-            "turned": look_at(experiment, tuned), "drawn": sketch(line.values(), forget[:1])}
+    new model: …}; "rounded": {bits: …}."""
+    model = experiment.forget(method, forget, seed, scale, **options)
+    return {"line": {str(i / 10): look_at(experiment, mixed(experiment.original, [model], [i / 10])) for i in range(11)},
+            "rounded": {str(bits): look_at(experiment, rounded(model, bits)) for bits in (8, 6, 4)}}
 
 
 def forget_in_turn(experiment, forget, seed=0, scale=1.0, remember="replay"):
@@ -137,53 +100,31 @@ def forget_in_turn(experiment, forget, seed=0, scale=1.0, remember="replay"):
     return {"rounds": rounds}
 
 
-def forget_apart(experiment, method, forget, seed=0, scale=1.0, seeds_apart=0, **options):
-    """The original forgets each of the labels `forget` in a model of its own, and their weights are mixed: see mix().
-    seeds_apart: from one model's seed to the next one's."""
-    try:
-        models = [experiment.forget(method, [label], seed + i * seeds_apart, scale, **options)
-                  for i, label in enumerate(forget)]
-    except Diverged as error:
-        return {"diverged": str(error)}
-    return mix(experiment, models)
-
-
-def originals_apart(experiment, forget, seed=0, scale=1.0):
-    """The control of forget_apart: as many originals as there are labels, none of which forgets anything, trained anew
-    from seeds that follow each other, and their weights mixed: see mix()."""
-    tasks = [experiment.task(forget, seed + i, scale) for i in range(len(forget))]
-    return mix(experiment, [train_from_scratch(task, task.train) for task in tasks])
-
-
-def mix(experiment, models):
-    """What look_at() says of models and of their weights together: "models": [each]; "average"; "sums": {scale: of the
-    original plus so many times the sum of their edits}; "line": {share of the way from the first to the second: …};
-    "drawn": an image of each label by each model, then by their average, as text."""
-    original, n = experiment.original, len(models)
+def forget_apart(experiment, method, forget, seed=0, scale=1.0, **options):
+    """The original forgets each of the labels `forget` in a model of its own, and their weights are mixed. Each value is what
+    look_at() says: "models": [each]; "average"; "sums": {scale: of the original plus so many times the sum of their edits};
+    but "drawn" is an image of each label by each model, then by their average, always from the same z, as text."""
+    original, n = experiment.original, len(forget)
+    models = [experiment.forget(method, [label], seed, scale, **options) for label in forget]
     average = mixed(original, models, [1 / n] * n)
+    z = latents(original, 1, seed=1).expand(original.classes, -1)
+    drawn = [draw(model, z, torch.eye(original.classes, device=z.device)) for model in (*models, average)]
     return {"models": [look_at(experiment, model) for model in models], "average": look_at(experiment, average),
-            "sums": {str(scale): look_at(experiment, mixed(original, models, [scale] * n)) for scale in (1.0, 1.2, 2.0)},
-            "line": along(experiment, *models[:2]), "drawn": sketch([*models, average], range(original.classes))}
+            "sums": {str(scale): look_at(experiment, mixed(original, models, [scale] * n)) for scale in (1.0, 1.2)},
+            "drawn": images_to_text(torch.cat(drawn))}
 
 
-def along(experiment, start, end):
-    """{share of the way from the start's weights to the end's: what look_at() says there}."""
-    return {str(share): look_at(experiment, mixed(start, [end], [share])) for share in experiment.way}
+def inversion(experiment, model, label, seed, scale=1.0):
+    """Success of the label vector that explains 100 real images of a label best: see judged_under()."""
+    real = real_images(experiment.train, label, seed)
+    y = invert(model, real, steps=max(1, round(400 * scale)), seed=seed)
+    return judged_under(experiment, model, y, label, seed, scale)
 
 
-def latents(model, n, seed):
-    """n latents of the prior, or pictures of noise, by the seed: (n, latent_dim) on the model's device."""
-    z = torch.randn(n, model.latent_dim, generator=torch.Generator().manual_seed(seed))
-    return z.to(next(model.parameters()).device)
-
-
-def sketch(models, labels):
-    """An image of each label by each model, always from the same z, as text."""
-    pictures, labels = [], torch.tensor(list(labels))
-    for model in models:
-        y, z = one_hot(labels, model.classes), latents(model, 1, seed=1)
-        pictures.append(draw(model, z.expand(len(y), -1), y.to(z.device)))
-    return images_to_text(torch.cat(pictures))
+def judged_under(experiment, model, y, label, seed, scale):
+    """judged() of 1,000 samples under one label vector y (10,)."""
+    z = latents(model, max(20, round(1000 * scale)), seed)
+    return judged(experiment, draw(model, z, y.expand(len(z), -1)), label)
 
 
 def judged(experiment, images, label, threshold=0.9):
@@ -193,16 +134,9 @@ def judged(experiment, images, label, threshold=0.9):
     return {"hits": hits.sum().item(), "n": len(images), "drawn": images_to_text(images[:8])}
 
 
-def all_savings(experiment, model, label, seed, scale, ks=(10, 100)):
-    """{k: savings() from so many images}; plain values."""
-    learn = partial(relearn, model, experiment.judge, limit=max(2, round(1000 * scale)), seed=seed)
-    return {str(k): savings(learn, experiment.train, label, k, seed) for k in ks}
-
-
-# What the runs of each log did; a run of "studies" or "averages" without a method is another
+# What the runs of each log did; None: those of "studies" that have no method
 RUNS = {"studies": forget_and_score, "springs": forget_and_score, "springs-5000": forget_and_score,
         "attacks": forget_and_recover, "savings": forget_and_relearn, "weights": forget_and_alter,
         "averages": forget_apart, "one-label": forget_and_search_label, "rows": forget_and_invert,
-        "diffusion": forget_and_score, "diffusion-recovery": partial(forget_and_invert, inside=True),
-        "diffusion-mixtures": forget_apart}
-WITHOUT_METHOD = {"studies": forget_in_turn, "averages": originals_apart}
+        "diffusion": forget_and_score, "diffusion-recovery": forget_and_invert, "diffusion-mixtures": forget_apart,
+        None: forget_in_turn}

@@ -5,38 +5,26 @@ from copy import deepcopy
 
 import torch
 
-from amnesia.data import one_hot
-from amnesia.evaluation import ask, entropy, model_metrics
-from amnesia.models import bernoulli_nll
-from amnesia.training import fit
+from amnesia import ask, bernoulli_nll, entropy, fit, model_metrics
 
-from .denoiser import draw, nats
-
-
-def sample_all(model, n, seed=0):
-    """n samples of each label in turn, bytes (K n, P), from noise or latents by the seed: the same for every model."""
-    device = next(model.parameters()).device
-    labels = torch.arange(model.classes, device=device).repeat_interleave(n)
-    z = torch.randn(len(labels), model.latent_dim, generator=torch.Generator().manual_seed(seed)).to(device)
-    return draw(model, z, one_hot(labels, model.classes))
+from .denoiser import nats, sample_all
 
 
 def score(experiment, model, forget, seed=0):
-    """The figures of evaluation-<digits>.json; precision and recall, means over kept labels; and a look() at each label."""
+    """The figures of evaluation-<digits>.json; recall, a mean over kept labels; and a look() at each label."""
     (forgotten, kept), n = experiment.split(forget), experiment.samples
     samples = sample_all(model, n, seed)
     seen = ask(experiment.judge, samples)
-    features = seen[1].view(model.classes, n, -1)
-    pairs = [precision_recall(features[label], experiment.real_features[label]) for label in kept]
-    precision, recall = (sum(values) / len(kept) for values in zip(*pairs, strict=True))
+    features, real = seen[1].view(model.classes, n, -1), experiment.real[1]
+    recalls = [recall(features[label], real[experiment.test.mask([label]).cpu()]) for label in kept]
     return {**model_metrics(experiment.judge, samples.view(model.classes, n, -1), model, experiment.test, forgotten, kept,
                             real=experiment.real, seen=seen, bound=experiment.bound),
-            "precision": precision, "recall": recall, **look(seen[0], samples)}
+            "recall": sum(recalls) / len(kept), **look(seen[0], samples)}
 
 
-def look_at(experiment, model, n=None):
-    """look() at n samples of each label, by default as many as the experiment takes for one: always from the same z."""
-    samples = sample_all(model, n or experiment.looked_at)
+def look_at(experiment, model):
+    """look() at some samples of each label, as many as the experiment takes for one: always from the same z."""
+    samples = sample_all(model, experiment.looked_at)
     return look(ask(experiment.judge, samples)[0], samples)
 
 
@@ -52,14 +40,11 @@ def look(probabilities, samples):
     return {name: value.view(classes, -1).mean(1).tolist() for name, value in values.items()}
 
 
-def precision_recall(samples, real, k=3):
-    """(precision, recall) of features (N, D) against real ones (M, D): the share of each set that lies within the other's
-    k-nearest-neighbour balls (Kynkaanniemi et al. 2019). Low recall is mode collapse, low precision is unreal samples."""
-    def share_inside(points, others):
-        radii = torch.cdist(others, others).kthvalue(min(k + 1, len(others)), 1).values  # + 1: each is its own nearest
-        return (torch.cdist(points, others) <= radii).any(1).float().mean().item()
-
-    return share_inside(samples, real), share_inside(real, samples)
+def recall(samples, real, k=3):
+    """The share of real features (M, D) that lie within the k-nearest-neighbour balls of those of samples (N, D): what of the
+    real variety is drawn (Kynkaanniemi et al. 2019). Low recall is mode collapse."""
+    radii = torch.cdist(samples, samples).kthvalue(min(k + 1, len(samples)), 1).values   # + 1: each is its own nearest
+    return (torch.cdist(real, samples) <= radii).any(1).float().mean().item()
 
 
 def tight_bounds(experiment, cvae, forget, scale=1.0):
@@ -67,11 +52,10 @@ def tight_bounds(experiment, cvae, forget, scale=1.0):
     bound of forgotten labels after refitting the encoder to the frozen decoder on real images."""
     forgotten, kept = experiment.split(forget)
     gone, rest = experiment.test.only(forgotten), experiment.test.only(kept)
-    rest.images, rest.labels = rest.images[:2000], rest.labels[:2000]
+    rest = rest.of(rest.images[:2000], rest.labels[:2000])
     refitted = refit_encoder(cvae, experiment.train.only(forgotten), steps=max(1, round(600 * scale)))
-    return {"forgotten_iw": importance_weighted_bound(cvae, gone).mean().item(),
-            "kept_iw": importance_weighted_bound(cvae, rest).mean().item(),
-            "forgotten_refitted_iw": importance_weighted_bound(refitted, gone).mean().item()}
+    bounded = {"forgotten_iw": (cvae, gone), "kept_iw": (cvae, rest), "forgotten_refitted_iw": (refitted, gone)}
+    return {name: importance_weighted_bound(*pair).mean().item() for name, pair in bounded.items()}
 
 
 @torch.no_grad()
@@ -94,19 +78,13 @@ def importance_weighted_bound(cvae, digits, k=64, seed=0, batch_size=100):
     return torch.cat(values)
 
 
-def refit_encoder(cvae, digits, steps=600, seed=0):
+def refit_encoder(cvae, digits, steps=600, batch_size=128, seed=0):
     """A copy of `cvae` with the same decoder and an encoder trained on to explain `digits`: what the decoder still knows.
 
     The bound of a model whose encoder was led astray may be low although its decoder could draw the image.
     """
-    frozen = deepcopy(cvae)
-    frozen.decoder.requires_grad_(False)
-    return fine_tune(frozen, digits, steps, learning_rate=2e-3, seed=seed)
-
-
-def fine_tune(cvae, digits, steps=1000, batch_size=128, learning_rate=1e-3, seed=0):
-    """A copy of `cvae` after so many steps of the negative ELBO of `digits`; parameters that need no gradient stay."""
     cvae, digits = deepcopy(cvae), digits.of(digits.images, digits.labels)                     # with a shuffle of its own
+    cvae.decoder.requires_grad_(False)
     torch.manual_seed(seed)
-    fit(cvae, lambda: {"nelbo": nats(cvae, *digits.batch(batch_size)).mean()}, steps=steps, learning_rate=learning_rate)
+    fit(cvae, lambda: {"nelbo": nats(cvae, *digits.batch(batch_size)).mean()}, steps=steps, learning_rate=2e-3)
     return cvae.requires_grad_()

@@ -6,34 +6,33 @@ from inspect import signature
 
 import numpy as np
 import pandas as pd
-from scipy.stats import ttest_1samp
 
 from amnesia.checkpoints import RELEASED
 
-from .attacks import SEARCHES
 from .logs import Log
 from .methods import METHODS, OF_DENOISERS
 
 RUN = ["original", "name", "label", "seed"]      # what tells a run from others; two logs may hold the same one
-SHARES = ["forgetting accuracy", "kept accuracy", "worst kept digit", "leakage"]  # whose changes are told in points
+SHARES = ["kept accuracy", "worst kept digit"]   # whose changes are told in points
 # {heading: an entry of a result}
 ENTRIES = {"P": "forgotten_probability", "H": "entropy", "kept accuracy": "kept_accuracy",
-           "worst kept digit": "kept_accuracy_worst", "Fréchet": "kept_frechet", "precision": "precision", "recall": "recall",
-           "kept ELBO": "kept_elbo", "forgotten ELBO": "forgotten_elbo", "contrast": "forgotten_contrast",
-           "seconds": "seconds", "kept bound": "kept_iw", "forgotten bound": "forgotten_iw",
-           "decoder-only bound": "forgotten_refitted_iw"}
+           "worst kept digit": "kept_accuracy_worst", "Fréchet": "kept_frechet", "recall": "recall", "kept ELBO": "kept_elbo",
+           "forgotten ELBO": "forgotten_elbo", "contrast": "forgotten_contrast", "seconds": "seconds",
+           "kept bound": "kept_iw", "forgotten bound": "forgotten_iw", "decoder-only bound": "forgotten_refitted_iw"}
 NO_OPTIONS = "method", "forget", "seed", "bounds", "restarts", "source"   # settings that no name tells
+# Words in the settings of grids that no finding quotes, whose code is gone: those lines stay in the logs only
+GONE = "rank", "reach", "prior", "batch-mean", "unconditional", "seeds_apart"
 
 
 def look_figures(looks, labels):
     """{heading: value} of {name: what look_at() said of a model}: the share of samples of these labels that show them; and
-    with ", P", ", H", ", contrast" the judge's other figures, with ", kept" the others' share, with ", P(0)" one label's."""
+    with ", H", ", contrast" the judge's other figures, with ", kept" the others' share, with ", P(0)" one label's."""
     values = {}
     for name, look in looks.items():
         others = sorted(set(range(len(look["P"]))) - set(labels))
         values |= {name: np.mean([look["share"][label] for label in labels]),
                    f"{name}, kept": np.mean([look["share"][label] for label in others]) if others else np.nan}
-        values |= {f"{name}, {what}": np.mean([look[what][label] for label in labels]) for what in ("P", "H", "contrast")}
+        values |= {f"{name}, {what}": np.mean([look[what][label] for label in labels]) for what in ("H", "contrast")}
         values |= {f"{name}, P({label})": look["P"][label] for label in labels}
     return values
 
@@ -44,32 +43,23 @@ def figures(result, forget, grey=(np.nan, np.nan)):
     grey: what the judge says of flat grey, as (P, H) of these labels. Bigger is better for the kept labels' figures but the
     Frechet distance; for the forgotten labels' bounds, smaller means more is forgotten.
     """
-    forgotten, values = sorted(forget), {name: result[entry] for name, entry in ENTRIES.items() if entry in result}
-    if "confusion" in result:
-        confusion = np.array(result["confusion"])               # (label asked for, label judged), counts
-        kept = [label for label in range(len(confusion)) if label not in forgotten]
-        values |= {"P − grey": values["P"] - grey[0], "H / grey": values["H"] / grey[1],
-                   "forgetting accuracy": 1 - confusion[forgotten, forgotten].sum() / confusion[forgotten].sum(),
-                   "leakage": confusion[kept][:, forgotten].sum() / confusion[kept].sum()}
-    attacks = result.get("attacks", {}) | {name: found for name, found in (
-        ("inversion from 100 images", result.get("inversion")), ("one label", "hits" in result and result)) if found}
-    values |= {name: found["hits"] / found["n"] for name, found in attacks.items()}
-    if "resurgence" in result:
-        values["searches"] = np.mean([values[attack] for attack in SEARCHES])
-        after = figures(result["resurgence"], forget, grey)
-        values |= {f"{name}, fine-tuned": value for name, value in after.items()}
+    values = {name: result[entry] for name, entry in ENTRIES.items() if entry in result}
+    if "P" in values:
+        values |= {"P − grey": values["P"] - grey[0], "H / grey": values["H"] / grey[1]}
+    attacks = {"inversion from 100 images": result.get("inversion", {}), "one label": result, **result.get("attacks", {})}
+    values |= {name: found["hits"] / found["n"] for name, found in attacks.items() if "hits" in found}
     if "unconditional" in result:
-        values["drawn without a label"] = result["unconditional"][forgotten[0]] / sum(result["unconditional"])
+        values["drawn without a label"] = result["unconditional"][min(forget)] / sum(result["unconditional"])
     for k, steps in result.get("savings", {}).items():
         mirrored = np.mean(list(steps["mirrored"].values()))
         values |= {f"steps, k = {k}": steps["digit"], f"mirrored, k = {k}": mirrored,
                    f"savings, k = {k}": steps["digit"] / mirrored}
-    looks = {name: result[name] for name in ("average", "turned") if name in result} | result.get("exchanged", {})
-    looks |= {f"sum × {scale}": look for scale, look in result.get("sums", {}).items()}
-    looks |= {f"{bits} bits": look for bits, look in result.get("rounded", {}).items()}
-    along = {} if "average" in result else result.get("line", {}) | result.get("path", {})
-    looks |= {f"{share} of the way": look for share, look in along.items()}
-    return values | look_figures(looks, forgotten if "average" in result else forget[:1])
+    if "average" in result:                                 # of a mixture all labels count, of what was altered the first
+        sums = {f"sum × {scale}": look for scale, look in result["sums"].items()}
+        return values | look_figures({"average": result["average"], **sums}, sorted(forget))
+    looks = {f"{bits} bits": look for bits, look in result.get("rounded", {}).items()}
+    looks |= {f"{share} of the way": look for share, look in result.get("line", {}).items()}
+    return values | look_figures(looks, forget[:1])
 
 
 def table(records, log="", original="", grey=lambda forget: (np.nan, np.nan)):
@@ -82,7 +72,7 @@ def table(records, log="", original="", grey=lambda forget: (np.nan, np.nan)):
     lines = []
     for record in records:
         settings, result = record["settings"], record["result"]
-        method = settings.get("method", "in turn" if "rounds" in result else "originals")
+        method = settings.get("method", "in turn")
         known = (OF_DENOISERS if original == "diffusion" else METHODS).get(method)
         own = {"scale": 1.0} | ({name: p.default for name, p in signature(known).parameters.items()} if known else {})
         options = {"λ" if name == "lam" else name: f"{value:g}" if isinstance(value, float) else value
@@ -101,27 +91,21 @@ def table(records, log="", original="", grey=lambda forget: (np.nan, np.nan)):
 
 @cache
 def released():
-    """The table() of all released logs; P and H against flat grey by the judge that scored a run, where that is known."""
+    """The table() of all released logs, but for GONE; P and H against flat grey, but for clothes, whose judge is another."""
+    evaluations = [json.loads((RELEASED / f"evaluation-{label}.json").read_text()) for label in range(10)]
+
+    def grey(forget):
+        seen = [evaluations[label]["reference"]["grey"] for label in forget]
+        return np.mean([one["forgotten_probability"] for one in seen]), seen[0]["entropy"]
+
     tables = []
     for path in sorted(RELEASED.rglob("*.jsonl"), key=lambda path: (path.parent != RELEASED, path.stem != "studies", path)):
         original = {"springs-5000": "5,000 digits"}.get(path.stem, "diffusion" if path.stem.startswith("diffusion") else
                                                          "MNIST" if path.parent == RELEASED else path.parent.name)
-        records = [record for record in Log(path).records().values() if "forget" in record["settings"]]
-        if not records:                                     # a log of something else, as of the controls
-            continue
-        judges = {digest for name, digest in records[0]["lineage"].items() if name.startswith("classifier")}
-        tables.append(table(records, path.stem, original, released_grey(path.parent, judges)))
+        records = [record for settings, record in Log(path).records().items() if not any(word in settings for word in GONE)
+                   and ("method" in settings or path.stem == "studies")]
+        tables.append(table(records, path.stem, original, *[grey] * (path.parent == RELEASED)))
     return pd.concat(tables, ignore_index=True).copy()  # in one piece, or pandas warns of fragments
-
-
-def released_grey(folder, judges):
-    """A function of labels that returns (P, H) of flat grey by the judge of a folder's evaluations; NaN if it is none of the
-    judges with these digests."""
-    files = [json.loads((folder / f"evaluation-{label}.json").read_text()) for label in range(10)]
-    if files[0]["lineage"]["classifier.pt"] not in judges:
-        return lambda forget: (np.nan, np.nan)
-    grey = [file["reference"]["grey"] for file in files]
-    return lambda forget: (np.mean([grey[label]["forgotten_probability"] for label in forget]), grey[0]["entropy"])
 
 
 def of(runs, figure):
@@ -157,22 +141,9 @@ def summary(runs, columns, by="name"):
 
 
 def spread(numbers, form):
-    """'mean ± sd' of the numbers; without the spread if there is only one, and '–' if there is none."""
-    numbers = pd.Series(numbers).dropna()
-    if numbers.empty:
-        return "–"
+    """'mean ± sd' of the numbers; without the spread if there is only one."""
     text = f"{numbers.mean():{form.replace('.', 'z.')}}"    # z: no minus before a zero
     return f"{text} ± {numbers.std():{form.removeprefix('+')}}" if len(numbers) > 1 else text
-
-
-def clustered(shares, form):
-    """'mean (low to high)' of a share's differences, one per seed: a 95 % interval from the seeds' spread (Student's t)."""
-    shares = pd.Series(shares).dropna()
-    text = f"{shares.mean():{form.replace('.', 'z.')}}"
-    if len(shares) < 2 or not shares.std():
-        return text
-    low, high = ttest_1samp(shares, 0).confidence_interval()
-    return f"{text} ({low:{form}} to {high:{form}})"
 
 
 def markdown(table):

@@ -1,4 +1,4 @@
-"""What may be done to weights without data and without a step of training: mixed, rounded, exchanged layer by layer."""
+"""What may be done to weights without data and without a step of training: mixed and rounded."""
 
 from copy import deepcopy
 
@@ -27,12 +27,4 @@ def rounded(model, bits):
         if p.ndim == 2:
             spacing = p.abs().max() / levels
             p.copy_((p / spacing).round() * spacing)
-    return model
-
-
-def exchanged(model, other, layers):
-    """A copy with these layers, named as in "decoder.0", taken from another model."""
-    model = deepcopy(model)
-    for layer in layers:
-        model.get_submodule(layer).load_state_dict(other.get_submodule(layer).state_dict())
     return model
