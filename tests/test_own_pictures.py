@@ -22,7 +22,8 @@ PAGE = (REPOSITORY / "notebooks" / "own_pictures.md").read_text(encoding="utf-8"
 CONVOLUTIONS = PAGE.split("```python\n")[1].split("```")[0].replace("width=16", "width=4")      # what readers are to paste
 # Notebook 01's own cell, smaller, and with whole numbers in its state, by batch normalisation
 PERCEPTRON = next(cell for cell in code("01_train_cvae") if "class CVAE" in cell)
-for old, new in (("(512, 256)", "(48, 32, 16)"), ("nn.ReLU()", "nn.BatchNorm1d(layer.out_features), nn.ReLU()"), ("[:-1]", "[:-2]")):
+for old, new in (("(512, 256)", "(48, 32, 16)"), ("[:-1]", "[:-2]"),
+                 ("nn.ReLU()", "nn.BatchNorm1d(layer.out_features), nn.ReLU()")):
     assert old in PERCEPTRON
     PERCEPTRON = PERCEPTRON.replace(old, new)
 FORGET = {"MNIST": [0, 7], "digits8.npz": ["3"], "letters.npz": ["B"], "drawings": "star"}
@@ -123,10 +124,13 @@ def test_a_second_round_by_name_scores_what_the_first_one_took(drawn, quick):
     result = json.loads((folder / "evaluation-0-2.json").read_text())["amnesiac"]
     assert result["before_forgotten_share"] == result["confusion"][2][2] / 8
     assert result["kept_accuracy"] == pytest.approx(result["confusion"][1][1] / 8)
-    assert made["05"]["table"][0][1] == "amnesiac-2"
+    assert {path.name for path in folder.glob("*-0-2.*")} == {"amnesiac-0-2.pt", "samples-0-2.pt", "evaluation-0-2.json"}
+    assert made["05"]["table"][0][1] == "amnesiac-2" and made["03"]["stage"].files["fim"].name == "fim-amnesiac-2.pt"
     assert any(row[0] == "share judged as those" and row[2] for row in made["05"]["table"])
     with pytest.raises(ValueError, match="has forgotten star already"):
         run_here("03", "begin(", **choices, forget=["Star"])
+    with pytest.raises(WorkspaceError, match=r"amnesiac-0-2\.pt was not made from this"):
+        run_here("04", "begin(", **{**choices, "model": "cvae"}, forget=["circle", "star"])
 
 
 @pytest.mark.slow
@@ -160,8 +164,8 @@ def test_another_source_than_the_models_is_refused(drawn, quick, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("old", "new", "said"), [
-    ("self.latent_dim, self.classes", "self.size, self.classes", "lacks latent_dim"), ("self.config", "self.choices", "lacks config"),
-    ("class CVAE", "class Mine", "is to be called CVAE"),
+    ("self.latent_dim, self.classes", "self.size, self.classes", "lacks latent_dim"),
+    ("self.config", "self.choices", "lacks config"), ("class CVAE", "class Mine", "is to be called CVAE"),
     ("import torch\n", "", "one cell that holds all it needs")])             # another cell has imported it
 def test_a_model_that_could_not_go_on_is_not_trained(old, new, said, quick, tmp_path):
     cell = CONVOLUTIONS.replace(old, new) + "\n\nCVAE = Mine\n" * ("Mine" in new)
