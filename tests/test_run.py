@@ -226,18 +226,6 @@ def test_an_environment_that_cannot_be_used_is_set_aside_in_a_sentence_and_made_
     assert (tmp_path / ".venv-2" / "a reader's own").exists() and not (tmp_path / ".venv" / "a reader's own").exists()
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has copies in any case")
-def test_a_drive_without_symbolic_links_gets_copies(bare, tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "symlink", mock.Mock(side_effect=PermissionError(1, "Operation not permitted")))
-    assert bare() and not [path for path in (tmp_path / ".venv").rglob("*") if path.is_symlink()]
-
-
-def test_a_folder_that_no_environment_can_lie_in_is_said_with_the_remedy(bare, monkeypatch):
-    monkeypatch.setattr(run, "VENV", Path(f"a{os.pathsep}b", ".venv"))
-    with pytest.raises(SystemExit, match=r"has a '[:;]' in its name.*Rename that folder"):
-        bare()
-
-
 @pytest.mark.slow
 def test_the_environment_of_the_shell_does_not_leak_in(without_tiny, tmp_path):
     zipfile.ZipFile(min(without_tiny.root.glob("tiny-*.whl"))).extractall(tmp_path)  # would be "already satisfied"

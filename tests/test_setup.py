@@ -38,38 +38,42 @@ def emulated(text, content):
     return text.replace("/content", str(content)).replace("/kaggle", str(Path(content).parent / "kaggle"))
 
 
+class World:
+    """A machine where a notebook is opened: its /content, and the packages that are installed there."""
+
+    def __init__(self, folder):
+        self.content, self.packages = folder / "content", folder / "packages"
+        self.content.mkdir()
+
+    def colab(self, mount="(Path(path) / 'MyDrive').mkdir(parents=True, exist_ok=True); print('Mounted')"):
+        """Installs a stand-in for google.colab, whose drive.mount runs this code."""
+        package = self.packages / "google" / "colab"
+        package.mkdir(parents=True)
+        for folder in (package.parent, package):
+            (folder / "__init__.py").touch()
+        (package / "drive.py").write_text(f"from pathlib import Path\ndef mount(path):\n    {mount}\n")
+        (self.packages / "sitecustomize.py").write_text(  # a Drive with a folder in it counts as mounted
+            "import os\nreal_ismount = os.path.ismount\nos.path.ismount = lambda path: "
+            "os.path.isdir(os.path.join(path, 'MyDrive')) or real_ismount(path)\n")
+
+    def project(self, folder):
+        """A folder that looks like the project."""
+        (folder / "notebooks" / "amnesia").mkdir(parents=True)
+        (folder / "notebooks" / "amnesia" / "__init__.py").touch()
+        return folder
+
+    def open(self, folder, repo_url="", after=""):
+        """Runs the cell twice there, in a fresh Python. Its last line is where `amnesia` would be imported from."""
+        cell = emulated(SETUP, self.content)
+        code = (f"import importlib.util\nuse_drive, REPO_URL = True, {repo_url!r}\n"
+                f"{cell}\n{cell}\n{after}\nprint(importlib.util.find_spec('amnesia').origin)")
+        return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False,
+                              env={**os.environ, "PYTHONPATH": str(self.packages), "GIT_TERMINAL_PROMPT": "0"})
+
+
 @pytest.fixture
 def world(tmp_path):
-    """world.colab(): a stand-in for google.colab, whose drive.mount runs this code. world.project(folder): a folder that
-    looks like the project. world.open(folder, …): runs the cell twice there, in a fresh Python, and returns the process; its
-    last line is where `amnesia` would be imported from."""
-    class World:
-        content, packages = tmp_path / "content", tmp_path / "packages"
-
-        def colab(self, mount="(Path(path) / 'MyDrive').mkdir(parents=True, exist_ok=True); print('Mounted')"):
-            package = self.packages / "google" / "colab"
-            package.mkdir(parents=True)
-            self.content.mkdir(exist_ok=True)
-            for folder in (package.parent, package):
-                (folder / "__init__.py").write_text("")
-            (package / "drive.py").write_text(f"from pathlib import Path\ndef mount(path):\n    {mount}\n")
-            (self.packages / "sitecustomize.py").write_text(  # a Drive with a folder in it counts as mounted
-                "import os\nreal_ismount = os.path.ismount\nos.path.ismount = lambda path: "
-                "os.path.isdir(os.path.join(path, 'MyDrive')) or real_ismount(path)\n")
-
-        def project(self, folder):
-            (folder / "notebooks" / "amnesia").mkdir(parents=True)
-            (folder / "notebooks" / "amnesia" / "__init__.py").write_text("")
-            return folder
-
-        def open(self, folder, repo_url="", after=""):
-            cell = emulated(SETUP, self.content)
-            code = (f"import importlib.util\nuse_drive, REPO_URL = True, {repo_url!r}\n"
-                    f"{cell}\n{cell}\n{after}\nprint(importlib.util.find_spec('amnesia').origin)")
-            return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False,
-                                  env={**os.environ, "PYTHONPATH": str(self.packages), "GIT_TERMINAL_PROMPT": "0"})
-
-    return World()
+    return World(tmp_path)
 
 
 def found(result, root):
@@ -119,7 +123,6 @@ def test_colab_with_a_refused_drive_uses_the_disk_of_the_machine(world):
 
 
 def test_an_address_is_fetched_once_beside_the_notebook(world, tmp_path):
-    world.content.mkdir()
     address = serve(world.project(tmp_path / "source"))
     result = world.open(world.content, repo_url=address)
     assert found(result, world.content / "selective-amnesia"), result.stderr
