@@ -16,7 +16,6 @@ from conftest import REPOSITORY
 
 import amnesia
 from amnesia import DataError, WorkspaceError, data, evaluation, load_judge, load_pictures
-from amnesia.parameters import labels_of
 
 PAGE = (REPOSITORY / "notebooks" / "own_pictures.md").read_text(encoding="utf-8")
 CONVOLUTIONS = PAGE.split("```python\n")[1].split("```")[0].replace("width=16", "width=4")      # what readers are to paste
@@ -295,7 +294,3 @@ def test_emnist_stands_upright_and_usps_has_no_names(tmp_path, monkeypatch):
 
 def test_white_paper_stays_white_where_copies_are_turned():
     assert amnesia.jitter(torch.ones(8, 784)).min() > 0.99
-
-
-def test_a_name_is_taken_as_written_before_it_is_taken_in_another_case():
-    assert labels_of(["a"], ("A", "a")) == [1] and labels_of("Dress", ("bag", "dress")) == [1]
