@@ -48,7 +48,7 @@ def test_a_value_is_one_of_its_own_or_refused_by_name(name):
     for value in good:
         check_parameters(**{name: value})
     for value in bad:
-        with pytest.raises(ValueError, match=f"^{name}=.*(expected|This is text)"):
+        with pytest.raises(ValueError, match=f"^{name}="):
             check_parameters(**{name: value})
 
 
@@ -61,8 +61,6 @@ def test_labels_are_taken_as_people_write_them():
     for bad in ([10], [-1], 3.0, [2.7], True, None, "[3, 8]", "hat", [[3]], {3: 8}, np.array([True]), [3, None]):
         with pytest.raises(ValueError, match="forget="):
             labels_of(bad, classes)
-    with pytest.raises(ValueError, match="-y"):                         # of papermill
-        labels_of("[3, 8]", classes)
 
 
 @pytest.mark.parametrize(("stem", "parameters", "name"), [
