@@ -9,6 +9,9 @@ import nbformat
 from conftest import REPOSITORY
 
 STEMS = [path.stem for path in sorted((REPOSITORY / "notebooks").glob("0[1-5]_*.ipynb")) if "-" not in path.stem]
+# What the five are run with here
+FEW = {"01": {"steps": 12, "batch_size": 16}, "02": {"n_samples": 60}, "03": {"steps": 12, "batch_size": 16},
+       "04": {"n_per_class": 8}, "05": {}}
 
 
 @cache
@@ -46,6 +49,16 @@ def makes(cells):
     return [source for source in cells if "pupil" not in source]
 
 
-def run_here(stem, until="", **parameters):
-    """execute() of a notebook's cells; up to the one that saves, of those alone that make its file."""
-    return execute(makes(code(stem)) if until == "stage.save(" else code(stem), until, **parameters)
+def run_here(stem, until="", model_cell=None, **parameters):
+    """execute() of the cells of a notebook, "03_forget" or "03"; up to the one that saves, of those alone that make its file.
+
+    model_cell: stands in the place of the cell that defines CVAE.
+    """
+    cells = code(next(one for one in STEMS if one.startswith(stem)))
+    cells = [model_cell if model_cell and "class CVAE" in source else source for source in cells]
+    return execute(makes(cells) if until == "stage.save(" else cells, until, **parameters)
+
+
+def run_all(numbers=tuple(FEW), until="", **parameters):
+    """{number: what it defines} of several notebooks, one after the other, with FEW where the parameters say nothing else."""
+    return {number: run_here(number, until, **{**FEW[number], **parameters}) for number in numbers}

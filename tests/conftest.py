@@ -13,10 +13,6 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RELEASED = REPOSITORY / "checkpoints" / "released"
-# What the five notebooks are run with here: enough to learn and to forget something
-BUDGETS = {"01": {"steps": 300, "batch_size": 64}, "02": {"n_samples": 1000},
-           "03": {"steps": 150, "batch_size": 64, "learning_rate": 1e-2, "lam": 0.01}, "04": {"n_per_class": 50}, "05": {}}
-
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of as many processes as cores: more threads would only wait for each other
     os.environ["OMP_NUM_THREADS"] = "1"  # which torch, and the processes that tests start, look at
 os.environ.pop("AMNESIA_WORKSPACE", None)  # the caller's own files are neither read nor written to
@@ -49,36 +45,6 @@ def all_of_mnist(request):
         pytest.skip("needs all of MNIST: set AMNESIA_DATA to a folder that has MNIST/raw")
 
 
-def run_in_a_kernel(notebook, workspace, cwd=REPOSITORY, **parameters):
-    """Executes a notebook by papermill and returns it; raises papermill's error if a cell does."""
-    import papermill  # which is no part of Colab
-
-    output = workspace / "executed" / notebook.name
-    output.parent.mkdir(parents=True, exist_ok=True)
-    parameters = {"workspace": str(workspace), "device": "cpu", **parameters}
-    return papermill.execute_notebook(notebook, output, parameters, cwd=cwd, progress_bar=False)
-
-
-@pytest.fixture(scope="session")
-def series(tmp_path_factory, digits):
-    """(workspace, {"01": executed notebook, …}): the five in order, started from the repository's root and from notebooks/
-    in turn. Once a session, in whichever of xdist's processes asks first; who uses it leaves it as it is."""
-    import nbformat
-    from filelock import FileLock
-
-    shared = tmp_path_factory.getbasetemp()
-    shared = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "series"
-    notebooks = sorted((REPOSITORY / "notebooks").glob("0*.ipynb"))
-    with FileLock(f"{shared}.lock"):
-        if not shared.exists():
-            making = shared.with_suffix(".part")
-            for i, notebook in enumerate(notebooks):
-                cwd = REPOSITORY if i % 2 else REPOSITORY / "notebooks"
-                run_in_a_kernel(notebook, making, cwd, **BUDGETS[notebook.stem[:2]])
-            making.rename(shared)
-    return shared, {path.stem[:2]: nbformat.read(shared / "executed" / path.name, as_version=4) for path in notebooks}
-
-
 @pytest.fixture
 def few(digits):
     """(train, test): 500 digits each, some of every label, named as a part of MNIST."""
@@ -90,13 +56,31 @@ def few(digits):
 
 
 @pytest.fixture
-def with_few(few, monkeypatch):
-    """The notebooks' cells, run here, take those few, and no copies of them."""
-    import amnesia
+def little_is_grown(monkeypatch):
+    """Copies of a small set make a thousand pictures of it, and not 60,000."""
+    from amnesia import grow
+
+    monkeypatch.setattr(grow, "__defaults__", (1000,))
+
+
+@pytest.fixture
+def with_few(few, little_is_grown, monkeypatch):
+    """The notebooks' cells, run here, take those few."""
     from amnesia import parameters
 
     monkeypatch.setattr(parameters, "load_pictures", lambda *_: [*few])
-    monkeypatch.setattr(amnesia, "grow", lambda pictures, seed: pictures)
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """What the notebooks would draw is not drawn."""
+    import matplotlib.pyplot as plt
+
+    import amnesia
+
+    monkeypatch.setattr(amnesia, "png", lambda figure: plt.close(figure) or b"")
+    for name in ("show", "gif", "filmstrip"):
+        monkeypatch.setattr(amnesia, name, lambda *_, **__: b"")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The metrics against scipy and numpy, and the blocks of evaluation-<digits>.json."""
+"""The metrics against scipy and numpy, the blocks of evaluation-<digits>.json; who is asked, about which images."""
 
 import math
 from functools import partial
@@ -7,20 +7,32 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+import torch.nn.functional as F
+from cells import run_here
+from conftest import RELEASED
+from scipy.stats import chisquare
 
-from amnesia import Classifier, Pictures, Workspace, WorkspaceError, ask, evaluation, load_judge, negative_elbo_terms
-from amnesia.evaluation import (
+from amnesia import (
+    CVAE,
+    Classifier,
+    Pictures,
+    Saved,
+    Workspace,
+    WorkspaceError,
+    ask,
     elbo,
     entropy,
-    forgetting_metrics,
-    frechet,
+    evaluation,
     grey_reference,
     kept_change,
+    load_judge,
     mean_interval,
     model_metrics,
+    negative_elbo_terms,
+    one_hot,
     reference_metrics,
-    wilson_interval,
 )
+from amnesia.evaluation import forgetting_metrics, frechet, wilson_interval
 
 
 def test_frechet_equals_scipys_matrix_root():
@@ -30,16 +42,6 @@ def test_frechet_equals_scipys_matrix_root():
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a + cov_b - 2 * scipy.linalg.sqrtm(cov_a @ cov_b).real)
     assert frechet(torch.tensor(a), torch.tensor(b))[0] == pytest.approx(expected, rel=1e-6)
     assert frechet(torch.tensor(a), torch.tensor(a))[0] == pytest.approx(0, abs=1e-6)
-
-
-def test_frechets_interval_is_that_of_the_bootstrap():
-    """Against samples of `a` that are really drawn, each scored by itself."""
-    torch.manual_seed(0)
-    a, b, generator = torch.randn(50, 4), torch.randn(60, 4) * 2 + 1, torch.Generator().manual_seed(0)
-    draws = [frechet(a[torch.randint(50, (50,), generator=generator)], b)[0] for _ in range(40)]
-    value, (low, high) = frechet(a, b)
-    half = 1.959964 * np.std(draws, ddof=1)
-    assert value == pytest.approx((low + high) / 2) and high - low == pytest.approx(2 * half, rel=1e-5)
 
 
 def test_wilson_interval_is_newcombes_example():
@@ -108,23 +110,24 @@ class Oracle(torch.nn.Module):
 
 
 def test_blocks_of_a_known_case(cvae):
-    """Label 0 is drawn as an 8, a tenth of label 4 as a 5, everything else as itself."""
+    """Label 0 is drawn as an 8, a tenth of label 4 as a 5, a quarter of label 9, forgotten before, as a 1, all else as itself."""
     samples = torch.randint(10, 256, (10, 20, 28, 28), dtype=torch.uint8)
     samples[:, :, 0, 0] = torch.arange(10)[:, None]
     samples[0, :, 0, 0] = 8
-    samples[4, :2, 0, 0] = 5
+    samples[4, :2, 0, 0], samples[9, :5, 0, 0] = 5, 1
     test = Pictures(torch.randint(256, (300, 784), dtype=torch.uint8), torch.arange(300) % 10)
-    block = model_metrics(Oracle(), samples, cvae, test, [0], list(range(1, 10)))
+    block = model_metrics(Oracle(), samples, cvae, test, [0], list(range(1, 9)), before=[9])
     confusion = torch.tensor(block["confusion"])
     assert (confusion.sum(1) == 20).all() and confusion[0, 8] == 20 and confusion[4, 5] == 2
     assert block["forgotten_probability"] == pytest.approx(0, abs=1e-6) and block["forgotten_share"] == 0
     assert block["forgotten_contrast"] == pytest.approx(samples[0].flatten(1).double().numpy().std(1).mean())
-    assert block["kept_accuracy"] == pytest.approx(178 / 180)
+    assert block["before_forgotten_share"] == 0.75 and block["before_forgotten_probability"] == pytest.approx(0.75, abs=1e-4)
+    assert block["kept_accuracy"] == pytest.approx(158 / 160)
     assert block["kept_accuracy_worst"] == pytest.approx(0.9)
     for name, (low, high) in block["interval95"].items():
         assert low <= block[name] <= high, name
     # the ELBO of real images, with the same noise for every model
-    kept = test.only(range(1, 10))
+    kept = test.only(range(1, 9))
     noise = torch.randn(len(kept), 4, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = -sum(negative_elbo_terms(cvae, *kept[torch.arange(len(kept))], noise))
@@ -154,27 +157,6 @@ def test_the_judge_in_batches_equals_the_judge_at_once():
         torch.testing.assert_close(probabilities, judge(images.view(23, 784).float() / 255).softmax(1))
 
 
-def test_the_judge_s_grey_is_what_it_says_of_one_grey_image():
-    torch.manual_seed(0)
-    judge = Classifier().eval()
-    with torch.no_grad():
-        p = judge(torch.full((1, 784), 128 / 255)).softmax(1)[0]
-    grey = grey_reference(judge, [3, 8])
-    assert grey["forgotten_probability"] == pytest.approx(p[[3, 8]].mean().item(), rel=1e-5)
-    assert grey["entropy"] == pytest.approx(-(p * p.log()).sum().item(), rel=1e-5) and grey["forgotten_contrast"] == 0
-
-
-def test_a_label_forgotten_before_is_scored_by_itself(cvae):
-    """It is in neither the forgotten nor the kept."""
-    samples = torch.randint(10, 256, (10, 20, 28, 28), dtype=torch.uint8)
-    samples[:, :, 0, 0] = torch.arange(10)[:, None]
-    samples[0, :5, 0, 0] = 1
-    test = Pictures(torch.randint(256, (300, 784), dtype=torch.uint8), torch.arange(300) % 10)
-    block = model_metrics(Oracle(), samples, cvae, test, [3], [1, 2, 4, 5, 6, 7, 8, 9], before=[0])
-    assert block["before_forgotten_share"] == 0.75 and block["forgotten_share"] == block["kept_accuracy"] == 1
-    assert block["before_forgotten_probability"] == pytest.approx(0.75, abs=1e-4)
-
-
 def test_a_judge_is_trained_on_first_use_kept_and_refused_for_another_data_set(few, tmp_path, monkeypatch, capsys):
     fashion = Pictures(few[0].images, few[0].labels, "FashionMNIST few")
     monkeypatch.setattr(evaluation, "train_judge", partial(evaluation.train_judge, steps=3))
@@ -187,3 +169,90 @@ def test_a_judge_is_trained_on_first_use_kept_and_refused_for_another_data_set(f
     (mnist.checkpoints / "classifier-2.pt").write_bytes(first.path.read_bytes())
     with pytest.raises(WorkspaceError, match="was trained on FashionMNIST"):
         load_judge(mnist, "cpu", seed=2)
+
+
+def test_the_judge_is_trained_on_turned_images_and_their_labels(few, tmp_path, monkeypatch):
+    """By what goes into the model: each image of the batch, moved a little."""
+    taken, shown = [], []
+    batch = few[0].batch
+    monkeypatch.setattr(few[0], "batch", lambda size: taken.append(batch(size)) or taken[-1])
+
+    def look(judge, loss, data, **choices):
+        judge.eval().register_forward_pre_hook(lambda _, args: shown.append(args[0]))
+        terms, ((x, y),), (moved,) = loss(), taken, shown
+        assert data is few[0] and len(x) == 100
+        assert terms.keys() == {"cross-entropy"}
+        assert terms["cross-entropy"].item() == pytest.approx(F.cross_entropy(judge(moved), y).item())
+        assert ((moved - x).abs().mean(1) > 0.001).all() and 0.01 < (moved - x).abs().mean() < 0.15
+        return {}
+
+    monkeypatch.setattr(evaluation, "fit", look)
+    evaluation.train_judge(Workspace(tmp_path), few[0], batch_size=100)
+    assert shown
+
+
+def sampled(cvae, n, seed):
+    """The samples of notebook 04, from the seed: a z for each place, the same for every model."""
+    z = torch.randn(10 * n, cvae.latent_dim, generator=torch.Generator().manual_seed(seed)).double()
+    y = one_hot(torch.arange(10).repeat_interleave(n), 10).double()
+    with torch.no_grad():
+        return (255 * cvae.double().decode(z, y).sigmoid()).view(10, n, 28, 28)
+
+
+@pytest.mark.usefixtures("with_few")
+def test_twins_are_of_one_z_by_the_seed_and_each_model_is_scored_by_its_own(few, tmp_path, monkeypatch):
+    monkeypatch.setattr(frechet, "__defaults__", (2,))
+    run_here("04_sample", "stage.save(", workspace=str(tmp_path), n_per_class=40, seed=3)
+    result = run_here("05_evaluate", "stage.save(", workspace=str(tmp_path))["result"]
+    saved = torch.load(tmp_path / "checkpoints" / "samples-0.pt", weights_only=True)["state"]
+    judge, kept = Saved(RELEASED / "classifier.pt").build(Classifier, "cpu"), list(range(1, 10))
+    real = ask(judge, few[1].only(kept).images)[1]
+    for title, name in (("original", "cvae"), ("amnesiac", "amnesiac-0")):
+        cvae = Saved(RELEASED / f"{name}.pt").build(CVAE, "cpu")
+        scored = model_metrics(judge, saved[title], cvae, few[1], [0], kept)
+        assert (saved[title].double() - sampled(cvae, 40, 3)).abs().max() < 0.51, title
+        assert getattr(result, title) == scored, title
+        distance = scored["kept_frechet"], scored["interval95"]["kept_frechet"]
+        assert distance == frechet(ask(judge, saved[title][kept])[1], real)
+    assert result.reference == reference_metrics(judge, *few, [0], kept)
+    floor, _ = frechet(ask(judge, few[0].only(kept).images)[1], real)
+    assert result.reference["kept_frechet_floor"] == pytest.approx(floor, rel=1e-4)
+
+
+class Certain(torch.nn.Module):
+    """A judge to whom every picture is the same label; it notes what it is shown."""
+
+    def __init__(self, label):
+        super().__init__()
+        self.config = {"shape": [1, 28, 28], "classes": 10}
+        self.p, self.label, self.seen = torch.nn.Parameter(torch.zeros(())), label, []
+
+    def features(self, x):
+        self.seen.append(x)
+        return x[:, :10] * 0
+
+    def head(self, features):
+        return features + 100 * F.one_hot(torch.tensor(self.label), 10)
+
+
+def test_the_references_are_of_flat_grey_and_of_uniform_noise(few):
+    """By the pictures that the judge is shown: 128 of 255 everywhere, and every grey alike."""
+    judge = Certain(3)
+    grey = grey_reference(judge, [3, 5])
+    assert (grey["forgotten_probability"], grey["entropy"]) == pytest.approx((0.5, 0), abs=1e-6)
+    assert judge.seen and all((x == 128 / 255).all() for x in judge.seen)
+    judge.seen.clear()
+    reference_metrics(judge, *few, [0], list(range(1, 10)), n=200)
+    noise, = (x for x in judge.seen if len(x) == 200 and 0.49 < x.mean() < 0.51)
+    counts = (255 * noise).round().long().flatten().bincount(minlength=256)
+    assert len(counts) == 256 and chisquare(counts).pvalue > 1e-4 and noise.std(0).min() > 0.2
+
+
+def test_the_frechet_distances_interval_is_1_96_standard_errors_by_the_bootstrap():
+    """The spread of the distance over fresh samples from the same distribution, which the bootstrap stands for."""
+    generator = torch.Generator().manual_seed(0)
+    real = torch.randn(2000, 3, generator=generator)
+    fresh = [frechet(1.5 + torch.randn(300, 3, generator=generator), real, resamples=2)[0] for _ in range(200)]
+    value, (low, high) = frechet(1.5 + torch.randn(300, 3, generator=generator), real, resamples=400)
+    assert value == pytest.approx((low + high) / 2)
+    assert high - low == pytest.approx(2 * 1.96 * torch.tensor(fresh).std().item(), rel=0.25)

@@ -4,9 +4,11 @@ import copy
 
 import pytest
 import torch
+from cells import run_here
+from conftest import RELEASED
 from torch import nn
 
-from amnesia import CVAE, Stage, diagonal_fisher, ewc_penalty, negative_elbo_terms, one_hot, squared_gradients
+from amnesia import CVAE, Saved, Stage, diagonal_fisher, ewc_penalty, negative_elbo_terms, one_hot, squared_gradients
 
 
 def brute_force(cvae, x, y, noise):
@@ -110,6 +112,14 @@ def test_chosen_labels_and_images_are_the_only_ones(cvae):
         assert column.nonzero().flatten().tolist() == [3, 8] and 0.5 < column[3] / column[8] < 2
     black = diagonal_fisher(cvae, 40, images=lambda labels: torch.zeros(len(labels), 784))
     assert not black["encoder.0.weight"][:, :784].any()
+
+
+def test_notebook_02_s_is_of_the_model_that_it_names(tmp_path):
+    stage = run_here("02", "stage.save(", workspace=str(tmp_path), model="amnesiac-0", n_samples=60, seed=4)["stage"]
+    model = Saved(RELEASED / "amnesiac-0.pt").build(CVAE, "cpu")
+    torch.manual_seed(4)
+    for name, value in diagonal_fisher(model, 60).items():
+        assert torch.equal(value, stage.saved.state[name])
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bits(cvae, store, monkeypatch):

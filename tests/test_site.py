@@ -12,7 +12,6 @@ from functools import cache
 
 import nbformat
 import pytest
-import yaml
 from bs4 import BeautifulSoup
 from conftest import REPOSITORY
 
@@ -125,13 +124,6 @@ def test_where_links_lead_with_and_without_an_address(tool, tmp_path):
         site.lead("gone.md", front)
     badge = '<a href="https://colab.research.google.com"><img src="https://example.com/badge.svg" alt="Colab"></a>'
     assert str(site.finished(badge, front)) == '<a href="https://colab.research.google.com">Colab</a>'
-
-
-def test_what_is_published_is_what_the_command_builds():
-    workflow = yaml.safe_load((REPOSITORY / ".github" / "workflows" / "pages.yml").read_text())
-    steps = workflow["jobs"]["site"]["steps"]
-    assert [step["run"] for step in steps if "run" in step] == ["python notebooks/run.py site"]
-    assert [step["with"]["path"] for step in steps if "upload" in step.get("uses", "")] == ["site"]
 
 
 CONTRAST = """

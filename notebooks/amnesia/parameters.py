@@ -51,7 +51,7 @@ def labels_of(asked, classes, name="forget"):
             found.append(int(each))
         else:
             raise ValueError(f"{name}={asked!r}: expected a list of labels from 0 to {len(classes) - 1}, or of names among "
-                             f"{', '.join(classes)}, as in {name}=[0] or {name}=[{classes[0]!r}].")
+                             f"{', '.join(classes)}, as in {name}=[0] or {name}=[{classes[0]!r}]; papermill takes a list by -y.")
     return sorted(set(found))
 
 
@@ -94,19 +94,21 @@ def begin(number, notebook):
     store, dev = Workspace(given["workspace"], given["use_drive"], given["dataset"]), pick_device(given["device"])
     data = load_pictures(given["dataset"], store.data, dev) if number in ("01", "05") else []
     files, more = {}, dict(zip(("train", "test"), data, strict=False))
+    if number != "01":
+        settings["model"] = model = str(given["model"]).removesuffix(".pt")     # "cvae.pt" is meant as "cvae"
     if number == "01":
         train, data = data[0], data[:1]
         pictures = {"shape": [*train.shape], "classes": [*train.classes], "data": {train.name: train.digest}}
     else:
-        original = files["original"] = store.load(f"{given['model']}.pt")
-        pictures = getattr(original, "pictures", DIGITS | {"data": original.lineage if given["model"] == "cvae" else {}})
+        original = files["original"] = store.load(f"{model}.pt")
+        pictures = getattr(original, "pictures", DIGITS | {"data": original.lineage if model == "cvae" else {}})
         if original.settings.get("dataset", settings["dataset"]) != settings["dataset"]:
             raise ValueError(f"dataset={given['dataset']!r}: {original.path} is of {original.settings['dataset']!r}.")
     if "forget" in given:
         forgotten, kept, before = forget_from(original, given["forget"], pictures["classes"])
         more |= {"forgotten": forgotten, "kept": kept, "before": before, "tag": "-".join(map(str, sorted(before + forgotten)))}
         settings["forget"] = forgotten
-    names = given | more
+    names = settings | more
     for title, file in reads.items():
         files[title] = store.load(file.format_map(names), made_from=[*files.values()])
     if number == "03":
