@@ -138,6 +138,11 @@ def test_every_figure_has_an_address():
     for wrong in (("distiled", 0, "P"), ("naive", 7, "P"), ("naive", 0, "one label"), ("naive", 0, "Q")):
         with pytest.raises(ValueError, match="was not measured"):
             address(*wrong)
+    lines = (RELEASED / "controls.jsonl").read_text().splitlines()
+    found = address("never knew", 8, "savings, k = 100", "controls")
+    picked = [json.loads(lines[int(place.split(":")[1]) - 1]) for place in found["lines"]]
+    assert [(one["run"], one["original"], one["label"], one["lam"]) for one in picked] == 3 * [("amnesia", "retrain", 8, 0.3)]
+    assert found["value"] == pytest.approx(sum(one["savings_100"] for one in picked) / 3) and found["files"]["classifier.pt"]
     assert address("distilled amnesia", "0", "kept ELBO", "FashionMNIST")["lines"][0].startswith(
         "checkpoints/released/FashionMNIST/")
 

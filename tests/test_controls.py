@@ -149,7 +149,7 @@ def test_a_line_that_the_log_holds_is_not_run_again(tmp_path, monkeypatch):
         return {"share": [seed / 3]}
 
     monkeypatch.setattr(controls, "LOG", tmp_path / "controls.jsonl")
-    monkeypatch.setattr(controls, "Experiment", lambda device: device)
+    monkeypatch.setattr(controls, "Experiment", lambda device: SimpleNamespace(lineage={"cvae.pt": device}))
     monkeypatch.setattr(controls, "GRID", {one: {"seed": (0, 1)}})
     controls.LOG.touch()
     for words, so_far in ((['"one"', '"seed": 1'], [1]), ([], [1, 0]), ([], [1, 0])):
@@ -158,6 +158,7 @@ def test_a_line_that_the_log_holds_is_not_run_again(tmp_path, monkeypatch):
     lines = [json.loads(line) for line in controls.LOG.read_text().splitlines()]
     assert [(line["run"], line["seed"], line["share"]) for line in lines] == [("one", 1, [0.3333]), ("one", 0, [0])]
     assert all(line["seconds"] >= 0 and line["torch"] == torch.__version__ for line in lines)
+    assert all(line["lineage"] == {"cvae.pt": "cpu"} for line in lines)
 
 
 def test_every_line_of_the_log_is_one_that_is_planned():

@@ -16,7 +16,7 @@ from amnesia_studies.experiment import DiffusionExperiment, Experiment
 from amnesia_studies.logs import Log
 from amnesia_studies.methods import METHODS, OF_DENOISERS
 from amnesia_studies.runs import RUNS
-from amnesia_studies.tables import GONE, figures, less, markdown, of, released, spread, summary, table
+from amnesia_studies.tables import GONE, controls, figures, less, markdown, of, released, spread, summary, table
 
 
 def record(method, seed, elbo=-90.0, forget=(0,), line=1, **more):
@@ -84,10 +84,23 @@ def test_spreads_are_those_of_the_seeds():
     assert spread(pd.Series([-0.01]), ".1f") == "0.0"
 
 
+def test_the_controls_stand_by_what_they_knew_and_averages_by_both_digits():
+    lines = [json.loads(text) for text in (RELEASED / "controls.jsonl").read_text().splitlines()]
+    for _, row in controls().iterrows():
+        line = lines[row["line"] - 1]
+        assert row["name"].startswith({"original": "knew", "retrain": "never knew"}[line["original"]])
+        if line["run"] == "amnesia":
+            assert ("λ" in row["name"]) == (line["lam"] != 0.3) and row["0.5 of the way"] == line["halfway_share"]
+        else:
+            assert [row["average, 0"], row["average, 8"]] == [line["average"]["share"][label] for label in (0, 8)]
+            assert [row["pictures mixed, 0"], row["pictures mixed, 8"]] == line["pictures_share"]
+    assert len(controls()) == sum(line["run"] in ("amnesia", "average") for line in lines)
+
+
 def test_every_line_of_every_released_log_is_in_the_table_unless_its_code_is_gone():
     """And each can be made again: its method and measurement take its settings."""
     runs, gone = released(), 0
-    for path in {*RELEASED.rglob("*.jsonl")} - {RELEASED / "controls.jsonl"}:       # study 3 reads those itself
+    for path in {*RELEASED.rglob("*.jsonl")} - {RELEASED / "controls.jsonl"}:       # whose table is controls()
         here = runs[(runs["log"] == path.stem) & ((runs["original"] == "FashionMNIST") == (path.parent != RELEASED))]
         settings = [line.split('"result"')[0] for line in path.read_text().splitlines()]
         left_out = sum(any(word in one for word in GONE) for one in settings)

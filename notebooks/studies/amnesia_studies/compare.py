@@ -13,7 +13,7 @@ from amnesia.stages import code_of
 from .experiment import DiffusionExperiment, Experiment
 from .logs import Log
 from .methods import METHODS
-from .tables import markdown, of, released, summary, table
+from .tables import controls, markdown, of, released, summary, table
 
 COLUMNS = {"P − grey": "+.3f", "H / grey": ".3f", "kept accuracy": ".4f", "worst kept digit": ".3f", "kept ELBO": ".2f",
            "Fréchet": ".1f", "recall": ".3f", "inversion from 100 images": ".2f", "savings, k = 10": ".2f", "seconds": ".1f"}
@@ -104,9 +104,10 @@ def address(method, label, figure, original="MNIST"):
     run's log), "settings", the "files" that the runs start from with their SHA-256, and "versions" that made them.
 
     method: a name of the table, as "distilled amnesia, λ = 0"; label: the forgotten one, or several as "3, 8"; figure: a
-    heading. Raises ValueError if there is none.
+    heading; original: "MNIST", "FashionMNIST", "5,000 digits", "diffusion", or "controls", of controls(). Raises ValueError if
+    there is none.
     """
-    runs = released()
+    runs = controls() if original == "controls" else released()
     runs = runs[(runs["original"] == original) & (runs["name"] == method) & (runs["label"] == str(label))]
     runs = of(runs, figure).sort_values("seed") if figure in runs else runs[:0]
     if runs.empty:

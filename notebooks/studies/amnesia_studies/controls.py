@@ -183,7 +183,7 @@ def main(words):
             figures = run(experiment, **options) | {"seconds": time.perf_counter() - begin}
             figures = json.loads(json.dumps(figures), parse_float=lambda text: round(float(text), 4))
             with LOG.open("a") as file:
-                file.write(json.dumps(line | figures | versions()) + "\n")
+                file.write(json.dumps(line | figures | versions() | {"lineage": experiment.lineage}) + "\n")
 
 
 if __name__ == "__main__":

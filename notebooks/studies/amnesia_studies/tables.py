@@ -23,6 +23,11 @@ NO_OPTIONS = "method", "forget", "seed", "bounds", "restarts", "source"   # sett
 # Words in the settings of grids that no finding quotes, whose code is gone: those lines stay in the logs only
 GONE = "rank", "reach", "prior", "batch-mean", "unconditional", "seeds_apart"
 
+# {heading: an entry of a line of controls.jsonl}
+CONTROLS = {"kept ELBO": "kept_elbo", "inversion from 100 images": "inversion", "steps, k = 100": "digit_100",
+            "savings, k = 10": "savings_10", "savings, k = 100": "savings_100", "0.5 of the way": "halfway_share",
+            "pictures mixed": "pictures_halfway_share", "8 bits": "bits8_share", "8 bits, H": "bits8_H", "6 bits, H": "bits6_H"}
+
 
 def look_figures(looks, labels):
     """{heading: value} of {name: what look_at() said of a model}: the share of samples of these labels that show them; and
@@ -106,6 +111,29 @@ def released():
                    and ("method" in settings or path.stem == "studies")]
         tables.append(table(records, path.stem, original, *[grey] * (path.parent == RELEASED)))
     return pd.concat(tables, ignore_index=True).copy()  # in one piece, or pandas warns of fragments
+
+
+@cache
+def controls():
+    """The lines of controls.jsonl as a table(): amnesia of models that "knew" the label and of models that "never knew" it, each
+    seed from another original, with λ where it is not 0.3; kept ELBO is a change there. And two such models "averaged"."""
+    lines = []
+    for number, text in enumerate((RELEASED / "controls.jsonl").read_text().splitlines(), 1):
+        found = json.loads(text)
+        settings = {name: found[name] for name in ("run", "original", "seed", "label", "lam") if name in found}
+        name = {"original": "knew", "retrain": "never knew"}[found["original"]]
+        record = {"lineage": found["lineage"], "versions": {name: found.get(name) for name in ("amnesia", "torch", "hardware")}}
+        line = {"log": "controls", "line": number, "original": "controls", "seed": found["seed"], "settings": settings,
+                "record": record}
+        if found["run"] == "amnesia":
+            lines.append(line | {"name": name + f", λ = {found['lam']:g}" * (found["lam"] != 0.3), "label": str(found["label"]),
+                                 **{heading: found[entry] for heading, entry in CONTROLS.items()}})
+        elif found["run"] == "average":
+            mixed = dict(zip((0, 8), found["pictures_share"], strict=True))
+            shares = {"average": found["average"]["share"], "pictures mixed": mixed}
+            both = {f"{what}, {label}": share[label] for what, share in shares.items() for label in (0, 8)}
+            lines.append(line | {"name": f"{name}, averaged", "label": "0, 8", **both})
+    return pd.DataFrame(lines)
 
 
 def of(runs, figure):
