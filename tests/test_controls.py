@@ -114,7 +114,7 @@ def test_information_is_that_of_one_image_at_a_time(world, monkeypatch, kind):
     """Beside the gradients of single images by autograd: squared, or multiplied with those by another z."""
     model, x, y = world.original, torch.rand(5, 784), one_hot(torch.arange(5), 10)
     noises = torch.randn(2 if kind == "drawn, two z" else 1, 5, 2)
-    monkeypatch.setattr(controls, "replay", lambda model, labels, drawn: x if drawn == (kind != "means") else None)
+    monkeypatch.setattr(controls, "replayed", lambda model, labels, drawn: x if drawn == (kind != "means") else None)
     monkeypatch.setattr(torch, "randint", lambda *_, **__: torch.arange(5))
     monkeypatch.setattr(torch, "randn", lambda *_, **__: noises.flatten(0, 1))
     found, expected = controls.information(model, kind, n=5, batch_size=5), [0] * 8
@@ -133,7 +133,7 @@ def test_predicted_and_measured_are_of_one_model_and_its_drawings(world, monkeyp
             if sorted({*(p - old).mul(2).round().flatten().tolist()}) == [-1, 1]} == {"decoder.2.weight", "decoder.2.bias"}
     monkeypatch.setattr(controls, "information", lambda model, kind: {
         name: torch.full_like(p, len(kind)) for name, p in model.named_parameters()} if model is world.original else None)
-    monkeypatch.setattr(controls, "replay", lambda *asked: shown.append(asked) or torch.full((6, 784), 0.5))
+    monkeypatch.setattr(controls, "replayed", lambda *asked: shown.append(asked) or torch.full((6, 784), 0.5))
     monkeypatch.setattr(controls, "moved", lambda model, layer, size: shifted(model, size * (layer == "decoder.2")))
     line = controls.prediction(world, "original", 0, True, n=6)
     assert [(model, len(labels), drawn) for model, labels, drawn in shown] == [(world.original, 6, True)]

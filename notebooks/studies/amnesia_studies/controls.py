@@ -21,7 +21,7 @@ from amnesia.checkpoints import RELEASED
 from .denoiser import latents, to_bytes
 from .experiment import Experiment
 from .logs import versions
-from .methods import distilled, replay, retrain, train_from_scratch
+from .methods import distilled, replayed, retrain, train_from_scratch
 from .relearning import savings
 from .runs import inversion
 from .scoring import look_at
@@ -64,7 +64,7 @@ def layers_of(fim):
 def information(model, kind, n=20_000, batch_size=500):
     """F of mean images, "means", as in notebook 2; of "drawn" pixels; or "drawn, two z", with the product of an image's
     gradients by two z in the place of a square: it does not count the noise of z, and may be negative."""
-    images = partial(replay, model, drawn=kind != "means")
+    images = partial(replayed, model, drawn=kind != "means")
     if kind != "drawn, two z":
         return diagonal_fisher(model, n, batch_size, images=images)
     total, hooked = {name: torch.zeros_like(p) for name, p in model.named_parameters()}, deepcopy(model)
@@ -155,7 +155,7 @@ def prediction(experiment, original, seed, drawn, size=0.02, n=4000):
     fishers = {kind: stiffness(experiment, original, seed, model, kind) for kind in ("means", "drawn", "drawn, two z")}
     torch.manual_seed(seed)
     labels = torch.randint(model.classes, (n,))
-    x, y, noise = replay(model, labels, drawn), one_hot(labels, model.classes), torch.randn(n, model.latent_dim)
+    x, y, noise = replayed(model, labels, drawn), one_hot(labels, model.classes), torch.randn(n, model.latent_dim)
     layers = layers_of(fim)
     costs = torch.tensor([[sum(negative_elbo_terms(one, x, y, noise)).mean().item() for one in (
         model, *(moved(model, layer, size) for _ in range(8)))] for layer in layers])

@@ -69,7 +69,7 @@ def noise_pairs(n, pixels, device):
     return torch.cat([noise, 1 - noise])
 
 
-def replay(original, labels, drawn=0.75):
+def replayed(original, labels, drawn=0.75):
     """Generated images (n, 784) of the labels (n,): a share `drawn` from p(x|z,c), pixel by pixel, the rest means."""
     mean = original.generate(labels)                        # z ~ p(z)
     drawn = int(drawn * len(mean))
@@ -109,7 +109,7 @@ def rehearse(task, model, labels, remember="replay", drawn=0.75, only=""):
         return math.pi / 2 * (v - model(z, t, y)).square().sum(1)
     if remember == "distil":
         return divergence(original, model, labels, labels, only)
-    return nats(model, replay(original, labels, drawn), one_hot(labels, model.classes))
+    return nats(model, replayed(original, labels, drawn), one_hot(labels, model.classes))
 
 
 def two_terms(task, model, forget, remember, lam=0.0, fim=None, n_forget=48, n_kept=384, **more):
@@ -260,7 +260,7 @@ def random_label(task, salient=1.0):
             p.register_hook(lambda gradient, mask=size >= threshold: gradient * mask)
 
     def forget(c):
-        return nats(cvae, replay(task.original, some(task.kept, len(c))), one_hot(c, cvae.classes))
+        return nats(cvae, replayed(task.original, some(task.kept, len(c))), one_hot(c, cvae.classes))
 
     return two_terms(task, cvae, forget, lambda c: rehearse(task, cvae, c))
 
