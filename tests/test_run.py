@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
 from contextlib import suppress
@@ -184,7 +185,8 @@ def test_an_environment_without_pip_as_uv_makes_it_is_kept_with_all_that_is_in_i
     """Even where Python has no ensurepip, as Debian's: then the pip of the Python outside is asked."""
     import ensurepip
 
-    own, wheels = project.python.parents[1] / "a reader's own", Path(ensurepip.__file__).parent / "_bundled"
+    wheels = Path(sysconfig.get_config_var("WHEEL_PKG_DIR") or Path(ensurepip.__file__).parent / "_bundled")  # the former: Debian
+    own = project.python.parents[1] / "a reader's own"
     own.write_text("")
     for path in project.python.parents[1].glob("[Ll]ib/**/site-packages/pip*"):
         shutil.rmtree(path)
