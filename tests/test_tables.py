@@ -89,12 +89,13 @@ def test_the_controls_stand_by_what_they_knew_and_averages_by_both_digits():
     for _, row in controls().iterrows():
         line = lines[row["line"] - 1]
         assert row["name"].startswith({"original": "knew", "retrain": "never knew"}[line["original"]])
-        if line["run"] == "amnesia":
+        if line["run"] != "average":
+            assert ("F drawn" in row["name"], "decoder" in row["name"]) == ("importance" in line, bool(line.get("matched")))
             assert ("λ" in row["name"]) == (line["lam"] != 0.3) and row["0.5 of the way"] == line["halfway_share"]
         else:
             assert [row["average, 0"], row["average, 8"]] == [line["average"]["share"][label] for label in (0, 8)]
             assert [row["pictures mixed, 0"], row["pictures mixed, 8"]] == line["pictures_share"]
-    assert len(controls()) == sum(line["run"] in ("amnesia", "average") for line in lines)
+    assert len(controls()) == sum(line["run"] != "prediction" for line in lines)
 
 
 def test_every_line_of_every_released_log_is_in_the_table_unless_its_code_is_gone():

@@ -116,17 +116,21 @@ def released():
 @cache
 def controls():
     """The lines of controls.jsonl as a table(): amnesia of models that "knew" the label and of models that "never knew" it, each
-    seed from another original, with λ where it is not 0.3; kept ELBO is a change there. And two such models "averaged"."""
+    seed from another original, with λ where it is not 0.3, and what F is of where it is not of mean images ("decoder": scaled
+    to the default's sum there); kept ELBO is a change there. And two such models "averaged"."""
     lines = []
     for number, text in enumerate((RELEASED / "controls.jsonl").read_text().splitlines(), 1):
         found = json.loads(text)
-        settings = {name: found[name] for name in ("run", "original", "seed", "label", "lam") if name in found}
+        shaping = "run", "original", "seed", "label", "lam", "importance", "matched"
+        settings = {name: found[name] for name in shaping if name in found}
         name = {"original": "knew", "retrain": "never knew"}[found["original"]]
         record = {"lineage": found["lineage"], "versions": {name: found.get(name) for name in ("amnesia", "torch", "hardware")}}
         line = {"log": "controls", "line": number, "original": "controls", "seed": found["seed"], "settings": settings,
                 "record": record}
-        if found["run"] == "amnesia":
-            lines.append(line | {"name": name + f", λ = {found['lam']:g}" * (found["lam"] != 0.3), "label": str(found["label"]),
+        if found["run"] in ("amnesia", "springs"):
+            name += f", λ = {found['lam']:g}" * (found["lam"] != 0.3)
+            name += f", F {found.get('importance')}" * ("importance" in found) + ", decoder" * bool(found.get("matched"))
+            lines.append(line | {"name": name, "label": str(found["label"]),
                                  **{heading: found[entry] for heading, entry in CONTROLS.items()}})
         elif found["run"] == "average":
             mixed = dict(zip((0, 8), found["pictures_share"], strict=True))
