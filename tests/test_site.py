@@ -79,6 +79,8 @@ def test_no_link_is_dead_and_none_leads_to_a_source_file(site):
 
 
 def test_equations_are_drawn_and_pictures_have_words(site):
+    from fontTools.ttLib import TTFont
+
     for path, page in pages(site).items():
         for code in page.main.find_all(["pre", "code"]):
             code.replace_with("")
@@ -86,6 +88,9 @@ def test_equations_are_drawn_and_pictures_have_words(site):
         assert not re.search(r"\$\$|\\(frac|mathbb|theta|sum)\b|\$[^\s$]+\$", text), path.name
         assert all(picture.get("alt") for picture in page.main.find_all("img")), path.name
     assert parsed(site / "03_forget.html").main.find_all("math", display="block")
+    font = TTFont(site / "math.woff")                 # of roots as of all else, in the sizes that they need
+    assert parsed(site / "05_evaluate.html").main.find("msqrt") and font.getBestCmap()[ord("√")] in (
+        font["MATH"].table.MathVariants.VertGlyphCoverage.glyphs)
     parsed.cache_clear()                                    # whose code was cut out
 
 

@@ -176,7 +176,7 @@ class Site:
         font = subset.load_font(Path(ziamath.__file__).parent / "fonts" / "STIXTwoMath-Regular.ttf", options)
         cut = subset.Subsetter(options)
         italics = [0x210E, *range(0x1D434, 0x1D468), *range(0x1D6E2, 0x1D71C)]  # a single letter becomes one
-        cut.populate(text="".join(self.characters), unicodes=italics)
+        cut.populate(text="".join(self.characters) + "√", unicodes=italics)      # msqrt draws one that stands in no text
         cut.subset(font)
         subset.save_font(font, self.out / "math.woff", options)
 
