@@ -17,8 +17,6 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from amnesia import Pictures, fit, negative_elbo_terms, one_hot
 from amnesia.device import bfloat16_products
 
-PIXELS = 28 * 28
-
 
 class ResnetBlock2D(nn.Module):
     """Two convolutions and a way around them; the embedding of time and label is added in between."""
@@ -43,7 +41,7 @@ class Denoiser(nn.Module):
     added to the embedding of time.
     """
 
-    latent_dim, classes = PIXELS, 10                               # of the noise that an image is drawn from
+    latent_dim, classes = 28 * 28, 10                              # of the noise that an image is drawn from
 
     def __init__(self, widths=(32, 64)):
         super().__init__()
@@ -191,7 +189,7 @@ def train(denoiser, digits, steps, batch_size, learning_rate):
         x, y = digits.batch(batch_size)
         return {"denoise": nats(denoiser, x, unlabelled(y)).mean()}
 
-    fit(nn.ModuleList([denoiser, average]), loss, steps=steps, learning_rate=learning_rate, data=digits, title="train")
+    fit(denoiser, loss, steps=steps, learning_rate=learning_rate, data=digits, title="train")
     return average.requires_grad_(True)
 
 
