@@ -118,25 +118,24 @@ def controls():
     """The lines of controls.jsonl as a table(): amnesia of models that "knew" the label and of models that "never knew" it, each
     seed from another original, with λ where it is not 0.3, and what F is of where it is not of mean images ("decoder": scaled
     to the default's sum there); kept ELBO is a change there. And two such models "averaged"."""
-    lines = []
+    shaping, lines = ("run", "original", "seed", "label", "lam", "importance", "matched"), []
     for number, text in enumerate((RELEASED / "controls.jsonl").read_text().splitlines(), 1):
         found = json.loads(text)
-        shaping = "run", "original", "seed", "label", "lam", "importance", "matched"
-        settings = {name: found[name] for name in shaping if name in found}
-        name = {"original": "knew", "retrain": "never knew"}[found["original"]]
-        record = {"lineage": found["lineage"], "versions": {name: found.get(name) for name in ("amnesia", "torch", "hardware")}}
-        line = {"log": "controls", "line": number, "original": "controls", "seed": found["seed"], "settings": settings,
-                "record": record}
-        if found["run"] in ("amnesia", "springs"):
-            name += f", λ = {found['lam']:g}" * (found["lam"] != 0.3)
-            name += f", F {found.get('importance')}" * ("importance" in found) + ", decoder" * bool(found.get("matched"))
-            lines.append(line | {"name": name, "label": str(found["label"]),
-                                 **{heading: found[entry] for heading, entry in CONTROLS.items()}})
-        elif found["run"] == "average":
-            mixed = dict(zip((0, 8), found["pictures_share"], strict=True))
-            shares = {"average": found["average"]["share"], "pictures mixed": mixed}
-            both = {f"{what}, {label}": share[label] for what, share in shares.items() for label in (0, 8)}
-            lines.append(line | {"name": f"{name}, averaged", "label": "0, 8", **both})
+        if found["run"] == "prediction":
+            continue
+        if found["run"] == "average":
+            label, share, (of_0, of_8) = "0, 8", found["average"]["share"], found["pictures_share"]
+            values = {"average, 0": share[0], "average, 8": share[8], "pictures mixed, 0": of_0, "pictures mixed, 8": of_8}
+        else:
+            label, values = str(found["label"]), {heading: found[entry] for heading, entry in CONTROLS.items()}
+        name = [{"original": "knew", "retrain": "never knew"}[found["original"]], f"λ = {found['lam']:g}" * (found["lam"] != 0.3),
+                f"F {found['importance']}" if "importance" in found else "", found.get("matched"),
+                "averaged" * (found["run"] == "average")]
+        lines.append({"log": "controls", "line": number, "original": "controls", "seed": found["seed"],
+                      "settings": {name: found[name] for name in shaping if name in found},
+                      "record": {"lineage": found["lineage"],
+                                 "versions": {name: found.get(name) for name in ("amnesia", "torch", "hardware")}},
+                      "name": ", ".join(filter(None, name)), "label": label, **values})
     return pd.DataFrame(lines)
 
 
