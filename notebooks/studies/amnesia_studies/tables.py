@@ -74,12 +74,12 @@ def table(records, log="", original="", grey=lambda forget: (np.nan, np.nan)):
     "label" (the forgotten ones, as "3, 8"); "seed"; "name" (the method and those options that are not its own); "diverged";
     "settings" (a dict, which runs it again); "record"; and what figures() says, NaN where a run did not measure it.
     """
-    lines = []
+    methods, lines = OF_DENOISERS if original == "diffusion" else METHODS, []
     for record in records:
         settings, result = record["settings"], record["result"]
         method = settings.get("method", "in turn")
-        known = (OF_DENOISERS if original == "diffusion" else METHODS).get(method)
-        own = {"scale": 1.0} | ({name: p.default for name, p in signature(known).parameters.items()} if known else {})
+        parameters = signature(methods[method]).parameters if method in methods else {}
+        own = {"scale": 1.0, **{name: p.default for name, p in parameters.items()}}
         options = {"λ" if name == "lam" else name: f"{value:g}" if isinstance(value, float) else value
                    for name, value in settings.items() if name not in NO_OPTIONS and own.get(name) != value}
         name = ", ".join([method, *(f"{option} = {value}" for option, value in sorted(options.items(), reverse=True))])
@@ -88,7 +88,7 @@ def table(records, log="", original="", grey=lambda forget: (np.nan, np.nan)):
             forget = settings["forget"][:last]
             of_grey = record.get("grey") or grey(forget)
             lines.append({"log": log, "line": record["line"], "original": original, "method": method,
-                          "lam": settings.get("lam", own.get("lam", np.nan)), "label": ", ".join(map(str, forget)),
+                          "lam": (own | settings).get("lam", np.nan), "label": ", ".join(map(str, forget)),
                           "seed": settings["seed"], "name": name, "diverged": one.get("diverged", ""), "settings": settings,
                           "record": record, **({} if "diverged" in one else figures(one, forget, of_grey))})
     return pd.DataFrame(lines)
