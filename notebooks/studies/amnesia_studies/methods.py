@@ -50,11 +50,10 @@ class Task:
         torch.manual_seed(self.seed)
         return deepcopy(self.original)
 
-    def minimise(self, model, loss, **choices):
+    def minimise(self, model, loss, steps=None, **choices):
         """Trains `model` on loss() as notebook 03 does, or by other `choices` for fit(), and returns it."""
-        choices = {"steps": self.steps, "learning_rate": self.learning_rate, "schedule": self.schedule,
-                   "data": self.drawings, **choices}
-        fit(model, loss, **{**choices, "steps": max(1, round(self.scale * choices["steps"]))})
+        choices = {"learning_rate": self.learning_rate, "schedule": self.schedule, "data": self.drawings, **choices}
+        fit(model, loss, steps=max(1, round(self.scale * (steps or self.steps))), **choices)
         return model
 
 
