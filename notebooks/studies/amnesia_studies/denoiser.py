@@ -232,9 +232,7 @@ def denoising_bound(denoiser, digits, seed=0, n_times=2, batch_size=1000):
     generator, values = torch.Generator().manual_seed(seed), []
     for index in torch.arange(len(digits), device=digits.images.device).split(batch_size):
         x, y = digits[index]
-        costs = 0
-        for _ in range(n_times):
-            t, noise = torch.rand(len(x), generator=generator), torch.randn(x.shape, generator=generator)
-            costs = costs + denoising_loss(denoiser, x, y, t.to(x.device), noise.to(x.device))
+        draws = [(torch.rand(len(x), generator=generator), torch.randn(x.shape, generator=generator)) for _ in range(n_times)]
+        costs = sum(denoising_loss(denoiser, x, y, t.to(x.device), noise.to(x.device)) for t, noise in draws)
         values.append(-costs.cpu() / n_times)
     return torch.cat(values)
