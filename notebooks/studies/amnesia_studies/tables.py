@@ -148,13 +148,12 @@ def less(runs, control, on=("original", "label", "seed")):
     """The runs with each figure less that of the runs named `control` with the same labels and seed, or else with what `on`
     names, their mean; shares in points. P and H stay as they are: they stand against grey already."""
     on, runs = list(on), runs.copy()
-    columns = [*runs.columns[runs.columns.get_loc("record") + 1:]]
+    columns = [name for name in runs.columns[runs.columns.get_loc("record") + 1:] if not name.startswith(("P", "H"))]
     controls = runs[runs["name"] == control].groupby(RUN)[columns].first()           # a line a run, whatever logs hold it
     partners = controls.groupby(level=on).mean().reindex(pd.MultiIndex.from_frame(runs[on]))
     change = runs[columns] - partners.set_axis(runs.index)
     change[[name for name in SHARES if name in columns]] *= 100
-    stay = [name for name in columns if name.startswith(("P", "H"))]
-    runs[columns] = change.assign(**runs[stay])
+    runs[columns] = change
     return runs.copy()                                  # in one piece, as released() is
 
 
