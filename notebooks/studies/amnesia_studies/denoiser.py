@@ -217,11 +217,12 @@ def denoiser_fisher(denoiser, images, n_times=8):
     A mean over a few times is L's gradient and some noise, whose square would count as information. The product of two
     means that share nothing is unbiased. It may be negative by chance, and then is cut off at 0, after all images.
     """
-    total = [torch.zeros_like(p) for p in denoiser.parameters()]
+    total = {name: torch.zeros_like(p) for name, p in denoiser.named_parameters()}
     for i in range(len(images)):
-        torch._foreach_addcmul_(total, *(mean_gradient(denoiser, *images[i:i + 1], n_times) for _ in range(2)))
-    return {name: (value / len(images)).clamp_min(0)
-            for (name, _), value in zip(denoiser.named_parameters(), total, strict=True)}
+        two = [mean_gradient(denoiser, *images[i:i + 1], n_times) for _ in range(2)]
+        for value, *gradients in zip(total.values(), *two, strict=True):
+            value.addcmul_(*gradients)
+    return {name: (value / len(images)).clamp_min(0) for name, value in total.items()}
 
 
 @torch.no_grad()
