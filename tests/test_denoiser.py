@@ -1,4 +1,4 @@
-"""The diffusion model of study 11: its loss, its sampler, its layout, its Fisher information."""
+"""The diffusion model of study 4: its loss, its sampler, its layout, its Fisher information."""
 
 import math
 from contextlib import nullcontext

@@ -43,7 +43,7 @@ def compare(method, forget=(0,), seeds=(1, 2, 3), experiment=None, name="", scal
     settings = {"forget": forget, "scale": scale, "method": name, "source": digest}
     own = experiment.run([settings | {"seed": seed} for seed in seeds], f"rows/{name}", n_jobs, method, source=source, **more)
     known = released()[released()["label"] == ", ".join(map(str, forget))]
-    same = known[[experiment.lineage.items() <= record["lineage"].items() for record in known["record"]] or slice(0)]
+    same = known[known["record"].map(lambda record: experiment.lineage.items() <= record["lineage"].items()).astype(bool)]
     missing = [row for row in REFERENCES if row not in of(same, "inversion from 100 images")["name"].values]
     beside = [experiment.run([{"method": row, "forget": forget, "scale": scale, "seed": seed} for seed in seeds],
                              "rows/references", n_jobs, **more) for row in missing]
@@ -69,7 +69,7 @@ def receipt(method, name=""):
 
 def board(folder):
     """A page in markdown from all row files in a folder, anybody's: a line for each method, source, original and labels."""
-    runs = [table(log.records().values(), path.stem) for path in sorted(Path(folder).glob("*.jsonl")) for log in [Log(path)]]
+    runs = [table(Log(path).records().values(), path.stem) for path in sorted(Path(folder).glob("*.jsonl"))]
     if not runs:
         raise ValueError(f"There is no row file in {folder}: compare() writes them into <workspace>/checkpoints/rows.")
     runs = pd.concat(runs, ignore_index=True)
@@ -95,7 +95,7 @@ def rebuild(row, experiment=None):
     measured = row.index[row.index.get_loc("record") + 1:]
     lines = pd.DataFrame({"released": row[measured], "again": again.reindex(measured)}).dropna().astype(float)
     part = [0.5 if name.startswith(("steps", "mirrored", "savings")) else 0.05 for name in lines.index]
-    near = (lines["released"] - lines["again"]).abs() <= pd.Series(part, lines.index) * lines["released"].abs().clip(lower=1)
+    near = (lines["released"] - lines["again"]).abs() <= part * lines["released"].abs().clip(lower=1)
     return lines.assign(within=near | lines.index.str.startswith("seconds"))
 
 

@@ -67,11 +67,12 @@ def information(model, kind, n=20_000, batch_size=500):
     images = partial(replayed, model, drawn=kind != "means")
     if kind != "drawn, two z":
         return diagonal_fisher(model, n, batch_size, images=images)
-    total, hooked = {name: torch.zeros_like(p) for name, p in model.named_parameters()}, deepcopy(model)
+    total, hooked, calls = {name: torch.zeros_like(p) for name, p in model.named_parameters()}, deepcopy(model), []
     for layer in layers_of(total):
         hooked.get_submodule(layer).register_forward_hook(lambda _, args, output: calls.append((args[0].detach(), output)))
     for _ in range(0, n, batch_size):
-        labels, calls = torch.randint(model.classes, (batch_size,)), []
+        calls.clear()
+        labels = torch.randint(model.classes, (batch_size,))
         x, y, noise = images(labels), one_hot(labels, model.classes), torch.randn(2 * batch_size, model.latent_dim)
         costs = sum(negative_elbo_terms(hooked, x.repeat(2, 1), y.repeat(2, 1), noise))
         deltas = torch.autograd.grad(costs.sum(), [output for _, output in calls])
@@ -106,9 +107,10 @@ def attacked(experiment, before, after, label, seed):
     """All that may bring a label back that `after`, made from `before`, forgot; and nats per image of kept real digits."""
     kept = experiment.split([label])[1]
     real = experiment.test.only(kept)
+    known = elbo(before, real)
     models = {"": after, "halfway_": mixed(before, [after], [0.5]), "double_": mixed(before, [after], [2.0]),
               **{f"bits{bits}_": rounded(after, bits) for bits in (8, 6, 4)}}
-    figures = {f"{name}kept_elbo": (elbo(models[name], real) - elbo(before, real)).mean().item() for name in ("", "double_")}
+    figures = {f"{name}kept_elbo": (elbo(models[name], real) - known).mean().item() for name in ("", "double_")}
     for name, model in models.items():
         look = look_at(experiment, model)
         figures |= {f"{name}{what}": look[what][label] for what in ("share", "P", "H", "contrast")}
@@ -176,8 +178,9 @@ GRID = {  # the settings of all lines, in the order of their weight
 def main(words):
     """Runs what the log lacks."""
     experiment, lines = Experiment(device="cpu"), [json.loads(line) for line in LOG.read_text().splitlines()]
-    for run, options in ((run, dict(zip(choices, values, strict=True))) for run, choices in GRID.items()
-                         for values in product(*choices.values())):
+    planned = [(run, dict(zip(choices, values, strict=True))) for run, choices in GRID.items()
+               for values in product(*choices.values())]
+    for run, options in planned:
         line, begin = {"run": run.__name__, **options}, time.perf_counter()
         if all(word in json.dumps(line) for word in words) and not any(line.items() <= old.items() for old in lines):
             figures = run(experiment, **options) | {"seconds": time.perf_counter() - begin}

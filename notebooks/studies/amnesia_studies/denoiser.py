@@ -17,8 +17,6 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from amnesia import Pictures, fit, negative_elbo_terms, one_hot
 from amnesia.device import bfloat16_products
 
-PIXELS = 28 * 28
-
 
 class ResnetBlock2D(nn.Module):
     """Two convolutions and a way around them; the embedding of time and label is added in between."""
@@ -43,7 +41,7 @@ class Denoiser(nn.Module):
     added to the embedding of time.
     """
 
-    latent_dim, classes = PIXELS, 10                               # of the noise that an image is drawn from
+    latent_dim, classes = 28 * 28, 10                              # of the noise that an image is drawn from
 
     def __init__(self, widths=(32, 64)):
         super().__init__()
@@ -191,7 +189,7 @@ def train(denoiser, digits, steps, batch_size, learning_rate):
         x, y = digits.batch(batch_size)
         return {"denoise": nats(denoiser, x, unlabelled(y)).mean()}
 
-    fit(nn.ModuleList([denoiser, average]), loss, steps=steps, learning_rate=learning_rate, data=digits, title="train")
+    fit(denoiser, loss, steps=steps, learning_rate=learning_rate, data=digits, title="train")
     return average.requires_grad_(True)
 
 
@@ -219,11 +217,12 @@ def denoiser_fisher(denoiser, images, n_times=8):
     A mean over a few times is L's gradient and some noise, whose square would count as information. The product of two
     means that share nothing is unbiased. It may be negative by chance, and then is cut off at 0, after all images.
     """
-    total = [torch.zeros_like(p) for p in denoiser.parameters()]
+    total = {name: torch.zeros_like(p) for name, p in denoiser.named_parameters()}
     for i in range(len(images)):
-        torch._foreach_addcmul_(total, *(mean_gradient(denoiser, *images[i:i + 1], n_times) for _ in range(2)))
-    return {name: (value / len(images)).clamp_min(0)
-            for (name, _), value in zip(denoiser.named_parameters(), total, strict=True)}
+        two = [mean_gradient(denoiser, *images[i:i + 1], n_times) for _ in range(2)]
+        for value, *gradients in zip(total.values(), *two, strict=True):
+            value.addcmul_(*gradients)
+    return {name: (value / len(images)).clamp_min(0) for name, value in total.items()}
 
 
 @torch.no_grad()
@@ -234,9 +233,7 @@ def denoising_bound(denoiser, digits, seed=0, n_times=2, batch_size=1000):
     generator, values = torch.Generator().manual_seed(seed), []
     for index in torch.arange(len(digits), device=digits.images.device).split(batch_size):
         x, y = digits[index]
-        costs = 0
-        for _ in range(n_times):
-            t, noise = torch.rand(len(x), generator=generator), torch.randn(x.shape, generator=generator)
-            costs = costs + denoising_loss(denoiser, x, y, t.to(x.device), noise.to(x.device))
+        draws = [(torch.rand(len(x), generator=generator), torch.randn(x.shape, generator=generator)) for _ in range(n_times)]
+        costs = sum(denoising_loss(denoiser, x, y, t.to(x.device), noise.to(x.device)) for t, noise in draws)
         values.append(-costs.cpu() / n_times)
     return torch.cat(values)

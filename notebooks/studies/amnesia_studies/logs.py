@@ -95,9 +95,8 @@ def sweep(run, grid, log, n_jobs=-1, title="runs", **more):
     new record says beside its settings. An exception in a run stops the sweep, and so does a process that is killed, as for
     want of memory: what is in the log stays there, and the same call goes on, with fewer processes if memory was short.
     """
-    grid = list({key(settings): settings for settings in grid}.values())
-    done = log.records()
-    todo = [settings for settings in grid if key(settings) not in done]
+    grid, done = {key(settings): settings for settings in grid}, log.records()
+    todo = [settings for name, settings in grid.items() if name not in done]
     with warnings.catch_warnings():
         # joblib replaces a worker that has grown by some hundred MB, as one does that has read its data. Nothing is lost.
         warnings.filterwarnings("ignore", message="A worker stopped while some jobs")
@@ -106,4 +105,4 @@ def sweep(run, grid, log, n_jobs=-1, title="runs", **more):
         for settings, result in progress(results, total=len(grid), initial=len(grid) - len(todo), desc=title, unit="run"):
             log.append(settings, result, **more)
     records = log.records()
-    return [records[key(settings)] for settings in grid]
+    return [records[name] for name in grid]

@@ -50,11 +50,10 @@ class Task:
         torch.manual_seed(self.seed)
         return deepcopy(self.original)
 
-    def minimise(self, model, loss, **choices):
+    def minimise(self, model, loss, steps=None, **choices):
         """Trains `model` on loss() as notebook 03 does, or by other `choices` for fit(), and returns it."""
-        choices = {"steps": self.steps, "learning_rate": self.learning_rate, "schedule": self.schedule,
-                   "data": self.drawings, **choices}
-        fit(model, loss, **{**choices, "steps": max(1, round(self.scale * choices["steps"]))})
+        choices = {"learning_rate": self.learning_rate, "schedule": self.schedule, "data": self.drawings, **choices}
+        fit(model, loss, steps=max(1, round(self.scale * (steps or self.steps))), **choices)
         return model
 
 
@@ -120,7 +119,9 @@ def two_terms(task, model, forget, remember, lam=0.0, fim=None, n_forget=48, n_k
     """
     def loss():
         c_f, c_r = some(task.forgotten, n_forget), some(task.kept, n_kept)
-        terms = {"forget": forget(c_f).mean(), **({"remember": remember(c_r).mean()} if n_kept else {})}
+        terms = {"forget": forget(c_f).mean()}
+        if n_kept:
+            terms["remember"] = remember(c_r).mean()
         if fim:
             terms["protect"] = lam * ewc_penalty(model, task.original, fim)
         return terms | {name: term() for name, term in more.items()}
@@ -192,18 +193,15 @@ def inner_inversion(cvae, task, attackers, k=16, life=400):
     """
     drawings, corners = task.original.generate(some(task.forgotten, 64)), one_hot(task.kept, cvae.classes)
     z = torch.zeros(len(corners), len(drawings), cvae.latent_dim, device=drawings.device)
-    under_kept = descend(lambda: joint_costs(task.original, drawings, corners, z), [z])
+    under_kept = descend(partial(joint_costs, task.original, drawings, corners, z), [z])
     for _ in range(100):
         floors = next(under_kept).min(0).values                                 # (64,)
     while True:
         pick = torch.randperm(len(drawings), device=drawings.device)[:k]
         y = in_the_box(attackers, cvae.classes).to(drawings.device)
         z = torch.zeros(attackers, k, cvae.latent_dim, device=drawings.device)
-
-        def costs(y=y, z=z, images=drawings[pick]):
-            return joint_costs(cvae, images, y, z)
-
-        attack = descend(costs, [y, z], lambda y=y: y.clamp_(-BOX, BOX))
+        costs = partial(joint_costs, cvae, drawings[pick], y, z)
+        attack = descend(costs, [y, z], partial(y.clamp_, -BOX, BOX))
         for _ in range(life):
             next(attack)
             yield F.relu(floors[pick].mean() - costs().mean(1)).mean()
@@ -269,28 +267,29 @@ def feature(task):
     """Feature unlearning (Moon et al. 2024) for this model, whose features are labels: the decoder learns to draw under the
     forgotten label what the original draws from the same z under no label in particular, the mean of the kept labels'
     vectors, and holds to what it drew under the kept ones."""
-    cvae = task.start()
-    nobody = one_hot(task.kept, cvae.classes).mean(0)                           # (K,)
+    cvae, asked = task.start(), torch.eye(task.original.classes, device=task.kept.device)
+    asked[task.forgotten] = asked[task.kept].mean(0)                            # no label in particular
 
-    def reconstruction(told, asked=None):
-        told = one_hot(told, cvae.classes)
-        z = torch.randn(len(told), cvae.latent_dim, device=told.device)
+    def reconstruction(c):
+        z = torch.randn(len(c), cvae.latent_dim, device=c.device)
         with torch.no_grad():
-            target = task.original.decode(z, told if asked is None else asked.expand(len(z), -1)).sigmoid()
-        return bernoulli_nll(cvae.decode(z, told), target)
+            target = task.original.decode(z, asked[c]).sigmoid()
+        return bernoulli_nll(cvae.decode(z, one_hot(c, cvae.classes)), target)
 
-    return two_terms(task, cvae, lambda c: reconstruction(c, nobody), reconstruction)
+    return two_terms(task, cvae, reconstruction, reconstruction)
 
 
 def steered(task, lam=0.1):
     """Distill, Forget, Repeat (George et al. 2025) for this model: under each forgotten label the frozen copy's answers to
     the kept label that explains its drawings best, under the kept labels its answers to them, and springs all alike."""
-    cvae, original, fim = task.start(), task.original, identity(task)
-    nearest = torch.zeros(cvae.classes, dtype=torch.long, device=task.kept.device)
+    cvae, asked = task.start(), torch.arange(task.original.classes, device=task.kept.device)
     for label in task.forgotten:
-        nearest[label] = nearest_kept(original, label, task.kept)
-    return two_terms(task, cvae, lambda c: divergence(original, cvae, nearest[c], c),
-                     lambda c: divergence(original, cvae, c, c), lam, fim, n_kept=96)
+        asked[label] = nearest_kept(task.original, label, task.kept)
+
+    def answers(c):
+        return divergence(task.original, cvae, asked[c], c)
+
+    return two_terms(task, cvae, answers, answers, lam, identity(task), n_kept=96)
 
 
 @torch.no_grad()

@@ -87,11 +87,11 @@ def forget_in_turn(experiment, forget, seed=0, scale=1.0, remember="replay"):
     """
     model, rounds = experiment.original, []
     task = experiment.task(forget, seed, scale)
-    for count in range(1, len(forget) + 1):
+    for count, label in enumerate(forget, 1):
         so_far, kept = experiment.split(forget[:count])
         held, method = {"replay": (kept, selective_amnesia), "distil": (kept + forget[:count - 1], distilled)}[remember]
-        task.original, task.forgotten, task.kept = (model, *(torch.tensor(labels, device=experiment.device)
-                                                             for labels in (forget[count - 1:count], held)))
+        task.original, task.forgotten = model, torch.tensor([label], device=experiment.device)
+        task.kept = torch.tensor(held, device=experiment.device)
         model = method(task)
         task.fim = diagonal_fisher(model, max(1, round(50_000 * scale)))
         y = one_hot(torch.tensor(forget[:count], device=experiment.device), model.classes).repeat_interleave(4, 0)

@@ -74,12 +74,12 @@ def table(records, log="", original="", grey=lambda forget: (np.nan, np.nan)):
     "label" (the forgotten ones, as "3, 8"); "seed"; "name" (the method and those options that are not its own); "diverged";
     "settings" (a dict, which runs it again); "record"; and what figures() says, NaN where a run did not measure it.
     """
-    lines = []
+    methods, lines = OF_DENOISERS if original == "diffusion" else METHODS, []
     for record in records:
         settings, result = record["settings"], record["result"]
         method = settings.get("method", "in turn")
-        known = (OF_DENOISERS if original == "diffusion" else METHODS).get(method)
-        own = {"scale": 1.0} | ({name: p.default for name, p in signature(known).parameters.items()} if known else {})
+        parameters = signature(methods[method]).parameters if method in methods else {}
+        own = {"scale": 1.0, **{name: p.default for name, p in parameters.items()}}
         options = {"λ" if name == "lam" else name: f"{value:g}" if isinstance(value, float) else value
                    for name, value in settings.items() if name not in NO_OPTIONS and own.get(name) != value}
         name = ", ".join([method, *(f"{option} = {value}" for option, value in sorted(options.items(), reverse=True))])
@@ -88,7 +88,7 @@ def table(records, log="", original="", grey=lambda forget: (np.nan, np.nan)):
             forget = settings["forget"][:last]
             of_grey = record.get("grey") or grey(forget)
             lines.append({"log": log, "line": record["line"], "original": original, "method": method,
-                          "lam": settings.get("lam", own.get("lam", np.nan)), "label": ", ".join(map(str, forget)),
+                          "lam": (own | settings).get("lam", np.nan), "label": ", ".join(map(str, forget)),
                           "seed": settings["seed"], "name": name, "diverged": one.get("diverged", ""), "settings": settings,
                           "record": record, **({} if "diverged" in one else figures(one, forget, of_grey))})
     return pd.DataFrame(lines)
@@ -118,25 +118,24 @@ def controls():
     """The lines of controls.jsonl as a table(): amnesia of models that "knew" the label and of models that "never knew" it, each
     seed from another original, with λ where it is not 0.3, and what F is of where it is not of mean images ("decoder": scaled
     to the default's sum there); kept ELBO is a change there. And two such models "averaged"."""
-    lines = []
+    shaping, lines = ("run", "original", "seed", "label", "lam", "importance", "matched"), []
     for number, text in enumerate((RELEASED / "controls.jsonl").read_text().splitlines(), 1):
         found = json.loads(text)
-        shaping = "run", "original", "seed", "label", "lam", "importance", "matched"
-        settings = {name: found[name] for name in shaping if name in found}
-        name = {"original": "knew", "retrain": "never knew"}[found["original"]]
-        record = {"lineage": found["lineage"], "versions": {name: found.get(name) for name in ("amnesia", "torch", "hardware")}}
-        line = {"log": "controls", "line": number, "original": "controls", "seed": found["seed"], "settings": settings,
-                "record": record}
-        if found["run"] in ("amnesia", "springs"):
-            name += f", λ = {found['lam']:g}" * (found["lam"] != 0.3)
-            name += f", F {found.get('importance')}" * ("importance" in found) + ", decoder" * bool(found.get("matched"))
-            lines.append(line | {"name": name, "label": str(found["label"]),
-                                 **{heading: found[entry] for heading, entry in CONTROLS.items()}})
-        elif found["run"] == "average":
-            mixed = dict(zip((0, 8), found["pictures_share"], strict=True))
-            shares = {"average": found["average"]["share"], "pictures mixed": mixed}
-            both = {f"{what}, {label}": share[label] for what, share in shares.items() for label in (0, 8)}
-            lines.append(line | {"name": f"{name}, averaged", "label": "0, 8", **both})
+        if found["run"] == "prediction":
+            continue
+        if found["run"] == "average":
+            label, share, (of_0, of_8) = "0, 8", found["average"]["share"], found["pictures_share"]
+            values = {"average, 0": share[0], "average, 8": share[8], "pictures mixed, 0": of_0, "pictures mixed, 8": of_8}
+        else:
+            label, values = str(found["label"]), {heading: found[entry] for heading, entry in CONTROLS.items()}
+        name = [{"original": "knew", "retrain": "never knew"}[found["original"]], f"λ = {found['lam']:g}" * (found["lam"] != 0.3),
+                f"F {found['importance']}" if "importance" in found else "", found.get("matched"),
+                "averaged" * (found["run"] == "average")]
+        lines.append({"log": "controls", "line": number, "original": "controls", "seed": found["seed"],
+                      "settings": {name: found[name] for name in shaping if name in found},
+                      "record": {"lineage": found["lineage"],
+                                 "versions": {name: found.get(name) for name in ("amnesia", "torch", "hardware")}},
+                      "name": ", ".join(filter(None, name)), "label": label, **values})
     return pd.DataFrame(lines)
 
 
@@ -149,13 +148,12 @@ def less(runs, control, on=("original", "label", "seed")):
     """The runs with each figure less that of the runs named `control` with the same labels and seed, or else with what `on`
     names, their mean; shares in points. P and H stay as they are: they stand against grey already."""
     on, runs = list(on), runs.copy()
-    columns = [*runs.columns[runs.columns.get_loc("record") + 1:]]
+    columns = [name for name in runs.columns[runs.columns.get_loc("record") + 1:] if not name.startswith(("P", "H"))]
     controls = runs[runs["name"] == control].groupby(RUN)[columns].first()           # a line a run, whatever logs hold it
     partners = controls.groupby(level=on).mean().reindex(pd.MultiIndex.from_frame(runs[on]))
     change = runs[columns] - partners.set_axis(runs.index)
     change[[name for name in SHARES if name in columns]] *= 100
-    stay = [name for name in columns if name.startswith(("P", "H"))]
-    runs[columns] = change.assign(**runs[stay])
+    runs[columns] = change
     return runs.copy()                                  # in one piece, as released() is
 
 
