@@ -13,7 +13,6 @@ import torch
 from IPython import get_ipython
 from IPython.display import display
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 STYLE = ["tableau-colorblind10", {"figure.dpi": 90, "axes.spines.top": False, "axes.spines.right": False,
                                   "legend.frameon": False}]
@@ -32,10 +31,8 @@ def tile(images):
     images = torch.as_tensor(images)
     if images.is_floating_point():
         images = (images * 255).round().byte()
-    rows, columns = images.shape[:2]
-    images = images.reshape(rows, columns, -1, *images.shape[-2:]).permute(0, 3, 1, 4, 2)        # (rows, H, columns, W, C)
-    height, width = rows * images.shape[1], columns * images.shape[3]
-    return images.reshape(height, width, -1).squeeze(2).cpu().numpy()
+    images = images.reshape(*images.shape[:2], -1, *images.shape[-2:]).permute(0, 3, 1, 4, 2)    # (rows, H, columns, W, C)
+    return images.flatten(2, 3).flatten(0, 1).squeeze(2).cpu().numpy()
 
 
 def few_greys(images):
@@ -98,7 +95,7 @@ def gif(frames, steps, row_labels, curves=None, marked=()):
     mosaic = [["frames"] * len(curves), [*curves]] if curves else [["frames"]]
     pages = []
     for i, (frame, step) in enumerate(zip(frames, steps, strict=True)):
-        figure = Figure(figsize=(0.35 * columns + 0.3, sum(heights)), dpi=80, layout="constrained")
+        figure = plt.Figure(figsize=(0.35 * columns + 0.3, sum(heights)), dpi=80, layout="constrained")
         canvas = FigureCanvasAgg(figure)        # whatever the backend: those of pdf and svg have no pixels to read
         strips = figure.subplot_mosaic(mosaic, height_ratios=heights)
         grid = strips.pop("frames")
@@ -165,8 +162,7 @@ def panel(draw, titles, z, classes):
     """
     import ipywidgets as widgets  # the notebooks run without it, and then show no panel
 
-    options = [(name, label) for label, name in enumerate(classes)]
-    label = widgets.ToggleButtons(options=options, description="label",
+    label = widgets.ToggleButtons(options=[(name, label) for label, name in enumerate(classes)], description="label",
                                   style={"button_width": f"{18 + 9 * max(2, *map(len, classes))}px"})
     sliders = [widgets.FloatSlider(value, min=-5, max=5, step=0.1, description=f"z{i + 1}", orientation="vertical",
                                    readout=False, layout={"width": "45px", "height": "130px"})
