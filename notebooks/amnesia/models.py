@@ -71,8 +71,7 @@ def negative_elbo_terms(cvae, x, y, noise=None, seen=None):
     noise = torch.randn_like(mean) if noise is None else noise
     logits = cvae.decode(mean + noise * (log_var / 2).exp(), y)
     if logits.shape != x.shape:
-        raise ValueError(f"decode() must give the logits of pixels in flat rows, {tuple(x.shape)}; found "
-                         f"{tuple(logits.shape)}.")
+        raise ValueError(f"decode() must give the logits of pixels in flat rows, {tuple(x.shape)}; found {tuple(logits.shape)}.")
     kl = (mean.square() + log_var.exp() - 1 - log_var).sum(1) / 2
     return bernoulli_nll(logits, x), kl
 
