@@ -83,8 +83,7 @@ def elbo(cvae, pictures, seed=0, batch_size=1000):
     values = []
     for index in torch.arange(len(pictures), device=pictures.images.device).split(batch_size):
         noise = torch.randn(len(index), cvae.latent_dim, generator=generator).to(index.device)
-        reconstruction, kl = negative_elbo_terms(cvae, *pictures[index], noise)
-        values.append(-(reconstruction + kl).cpu())
+        values.append(-sum(negative_elbo_terms(cvae, *pictures[index], noise)).cpu())
     return torch.cat(values)
 
 
