@@ -73,7 +73,7 @@ def bfloat16_products(device):
 
 def generators(device):
     """{kind: module} of the random number generators that a run on `device` draws from."""
-    return {"cpu": torch} | ({} if device.type == "cpu" else {device.type: torch.get_device_module(device)})
+    return {device.type: torch.get_device_module(device), "cpu": torch}
 
 
 def progress(iterable=None, **options):
