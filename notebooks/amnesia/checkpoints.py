@@ -2,7 +2,8 @@
 
 A checkpoint is a plain dict that torch.load(path, weights_only=True) opens: kind, name, state (tensors), config (rebuilds
 the object), settings (the parameters that made it), lineage (name and SHA-256 of each file that it was made from), code
-(SHA-256 of a notebook's own functions that made it), metrics, versions. An evaluation is the same as JSON.
+(SHA-256 of a notebook's own functions that made it), metrics, pictures (shape, classes and SHA-256 of those that a notebook's
+model was trained on), versions. An evaluation is the same as JSON.
 """
 
 import hashlib

@@ -37,13 +37,13 @@ def squared_gradients(cvae, x, y, noise):
     owned = [p for layer in cvae.modules() for p in layer.parameters(recurse=False)]    # a shared weight stands here twice
     calls = {layer: [] for layer in cvae.modules() if type(layer) is nn.Linear
              and all(sum(p is q for q in owned) == 1 for p in layer.parameters())}
-    hooks = [layer.register_forward_hook(lambda layer, args, output: calls[layer].append((args[0].detach(), output)))
-             for layer in calls]
-    try:
+
+    def note(layer, args, output):
+        if layer in calls:
+            calls[layer].append((args[0].detach(), output))
+
+    with nn.modules.module.register_module_forward_hook(note):
         total = NegativeELBO(cvae)(x, y, noise)
-    finally:
-        for hook in hooks:
-            hook.remove()
     once = {layer: found[0] for layer, found in calls.items() if len(found) == 1 and found[0][0].ndim == 2}     # on flat rows
     # Each sample's ELBO depends on its own row alone, so the gradient of the sum holds one sample's gradient in a row.
     deltas = torch.autograd.grad(total, [output for _, output in once.values()]) if once else ()
