@@ -7,12 +7,11 @@ from base64 import b64encode
 
 import matplotlib.pyplot as plt
 import numpy as np
-import PIL.Image
-import PIL.ImageSequence
 import torch
 from IPython import get_ipython
 from IPython.display import display
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image, ImageSequence
 
 STYLE = ["tableau-colorblind10", {"figure.dpi": 90, "axes.spines.top": False, "axes.spines.right": False,
                                   "legend.frameon": False}]
@@ -67,7 +66,7 @@ def encoded(pages, kind, **options):
 
     So few colours are a fraction of the size, and it hardly shows: of greys there are no more.
     """
-    pages = [page.convert("RGB").quantize(256, dither=PIL.Image.Dither.NONE) for page in pages]
+    pages = [page.convert("RGB").quantize(256, dither=Image.Dither.NONE) for page in pages]
     content = io.BytesIO()
     pages[0].save(content, kind, optimize=True, save_all=True, append_images=pages[1:], loop=0, **options)
     return content.getvalue()
@@ -79,7 +78,7 @@ def png(figure):
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", bbox_inches="tight", dpi=2 * figure.dpi)
     plt.close(figure)
-    return encoded([PIL.Image.open(drawn)], "PNG")
+    return encoded([Image.open(drawn)], "PNG")
 
 
 @plt.style.context(STYLE, after_reset=True)
@@ -109,7 +108,7 @@ def gif(frames, steps, row_labels, curves=None, marked=()):
             strip.set(xticks=[], yticks=[])
         canvas.draw()
         drawn = np.array(canvas.buffer_rgba())[..., :3]
-        pages.append(PIL.Image.fromarray(drawn if frames.ndim == 6 else few_greys(drawn.mean(2) / 255).numpy()))
+        pages.append(Image.fromarray(drawn if frames.ndim == 6 else few_greys(drawn.mean(2) / 255).numpy()))
     return encoded(pages, "GIF", duration=[200] * (len(pages) - 1) + [3000])
 
 
@@ -132,7 +131,7 @@ def moving_png(content):
 
     What knows no moving PNG, as LaTeX, shows a PNG of the last frame, which a browser leaves out.
     """
-    pages = PIL.ImageSequence.all_frames(PIL.Image.open(io.BytesIO(content)))
+    pages = ImageSequence.all_frames(Image.open(io.BytesIO(content)))
     return encoded([pages[-1], *pages], "PNG", default_image=True, duration=[page.info["duration"] for page in pages])
 
 
@@ -147,7 +146,7 @@ def show(content, alt):
     if content.startswith(b"GIF8"):
         content = moving_png(content)
     else:
-        width, height = PIL.Image.open(io.BytesIO(content)).size
+        width, height = Image.open(io.BytesIO(content)).size
         metadata |= {"width": width // 2, "height": height // 2}
     display({"image/png": b64encode(content).decode(), "text/plain": alt},      # the latter taken by VS Code
             metadata={"image/png": metadata}, raw=True)
@@ -173,7 +172,7 @@ def panel(draw, titles, z, classes):
         latent = torch.tensor([slider.value for slider in sliders])
         for picture, image in zip(pictures, draw(label.value, latent), strict=True):
             enlarged = tile(image[None, None]).repeat(8, 0).repeat(8, 1)
-            picture.value = encoded([PIL.Image.fromarray(enlarged)], "PNG")
+            picture.value = encoded([Image.fromarray(enlarged)], "PNG")
 
     for control in (label, *sliders):
         control.observe(update, "value")
