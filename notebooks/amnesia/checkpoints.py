@@ -2,7 +2,8 @@
 
 A checkpoint is a plain dict that torch.load(path, weights_only=True) opens: kind, name, state (tensors), config (rebuilds
 the object), settings (the parameters that made it), lineage (name and SHA-256 of each file that it was made from), code
-(SHA-256 of a notebook's own functions that made it), metrics, versions. An evaluation is the same as JSON.
+(SHA-256 of a notebook's own functions that made it), metrics, pictures (shape, classes and SHA-256 of those that a notebook's
+model was trained on), versions. An evaluation is the same as JSON.
 """
 
 import hashlib
@@ -133,10 +134,10 @@ class Saved:
         code, which is run. Raises WorkspaceError for what cannot be rebuilt, or another source than the one it was made from.
         """
         for path in map(self.path.with_name, filter(SOURCE, self.lineage)):
-            if not there(path) or sha256(path.read_bytes()) != self.lineage[path.name]:
+            source, namespace = path.read_bytes() if there(path) else b"", {"__name__": "model"}
+            if sha256(source) != self.lineage[path.name]:
                 raise refused(path, f"defines the model of {self.path}, and is not there any more, or another.")
-            namespace = {"__name__": "model"}
-            exec(compile(path.read_bytes(), str(path), "exec"), namespace)
+            exec(compile(source, str(path), "exec"), namespace)
             cls = namespace.get(cls.__name__, cls)
         try:
             built = cls(**self.config)

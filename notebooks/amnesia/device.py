@@ -73,7 +73,7 @@ def bfloat16_products(device):
 
 def generators(device):
     """{kind: module} of the random number generators that a run on `device` draws from."""
-    return {"cpu": torch} | ({} if device.type == "cpu" else {device.type: torch.get_device_module(device)})
+    return {device.type: torch.get_device_module(device), "cpu": torch}
 
 
 def progress(iterable=None, **options):
@@ -81,31 +81,25 @@ def progress(iterable=None, **options):
     return tqdm(iterable, file=sys.stdout, ncols=110, mininterval=0.5, **options)
 
 
-class Captured:
-    """step() as one CUDA graph, a single launch instead of one for each kernel: called in its place, to the same values.
+def captured(step, data=None):
+    """The values of step(), one at each next(): from one CUDA graph, a single launch instead of one for each kernel.
 
-    The first three calls are plain ones, in which libraries set themselves up; then the step is captured, and from there on
+    The first three are of plain calls, in which libraries set themselves up; then the step is captured, and from there on
     replayed. So step() must do the same on the card every time, with tensors at the same places. It may draw random numbers.
     data: the Pictures that it takes its one batch from, if any; their shuffle is Python's work and goes on outside the graph.
     """
-
-    def __init__(self, step, data=None):
-        self.step, self.data, self.calls, self.graph = step, data, 0, None
-
-    def __call__(self):
-        self.calls += 1
-        if self.calls <= 3:                                 # on a stream of its own, as torch.cuda.graph's page asks for
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                result = self.step()
-            torch.cuda.current_stream().wait_stream(stream)
-            return result
-        if self.graph is None:
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self.result = self.step()
-        if self.data:
-            self.data.advance()
-        self.graph.replay()
-        return self.result
+    for _ in range(3):                                      # on a stream of its own, as torch.cuda.graph's page asks for
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            values = step()
+        torch.cuda.current_stream().wait_stream(stream)
+        yield values
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        values = step()
+    while True:
+        if data:
+            data.advance()
+        graph.replay()
+        yield values

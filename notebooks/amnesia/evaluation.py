@@ -7,7 +7,7 @@ Heusel et al. 2017 for the Frechet distance, here in the judge's own features.
 import math
 
 import torch
-import torch.nn.functional as F
+from torch.nn.functional import cross_entropy
 
 from .checkpoints import refused
 from .data import load_pictures
@@ -40,34 +40,29 @@ def train_judge(store, train, seed=0, steps=None, batch_size=128):
     """Trains the judge on real images alone, each turned, scaled and shifted a little, and saves it in the workspace.
 
     store: Workspace; train: Pictures; steps: 1,000 and one for every ten images, 7,000 at most, unless given. The run can be
-    cut off and resumed. Returns the Classifier, in eval mode.
+    cut off and resumed.
     """
     settings = {"seed": seed, "steps": steps or min(7000, 1000 + len(train) // 10), "batch_size": batch_size,
                 "learning_rate": 2e-3, "weight_decay": 0.05}
     stage = Stage(store, f"classifier-{seed}.pt" if seed else "classifier.pt", settings, [train])
-    if not (saved := stage.load()):
-        torch.manual_seed(seed)
-        judge = Classifier(train.shape, len(train.classes)).to(train.images.device)
+    torch.manual_seed(seed)
+    judge = Classifier(train.shape, len(train.classes)).to(train.images.device)
 
-        def loss():
-            x, y = train.batch(batch_size)
-            return {"cross-entropy": F.cross_entropy(judge(jitter(x, train.shape)), y)}
+    def loss():
+        x, y = train.batch(batch_size)
+        return {"cross-entropy": cross_entropy(judge(jitter(x, train.shape)), y)}
 
-        history = fit(judge, loss, steps=settings["steps"], learning_rate=2e-3, weight_decay=0.05, data=train, stage=stage,
-                      title="judge")
-        saved = stage.save(state=judge.state_dict(), config=judge.config, metrics=history)
-    return saved.build(Classifier, train.images.device)
+    history = fit(judge, loss, steps=stage.steps, learning_rate=stage.learning_rate, weight_decay=stage.weight_decay, data=train,
+                  stage=stage, title="judge")
+    stage.save(state=judge.state_dict(), config=judge.config, metrics=history)
 
 
 @torch.no_grad()
 def ask(judge, images, batch_size=500):
     """The judge's probabilities (N, K) and features (N, 128), on the CPU, for uint8 images of N x P pixels."""
-    device = next(judge.parameters()).device
-    probabilities, features = [], []
-    for batch in images.reshape(-1, math.prod(judge.config["shape"])).split(batch_size):
-        features.append(judge.features(batch.to(device).float() / 255))
-        probabilities.append(judge.head(features[-1]).softmax(1))
-    return torch.cat(probabilities).cpu(), torch.cat(features).cpu()
+    device, images = next(judge.parameters()).device, images.reshape(-1, math.prod(judge.config["shape"]))
+    features = [judge.features(batch.to(device).float() / 255) for batch in images.split(batch_size)]
+    return torch.cat([judge.head(batch).softmax(1) for batch in features]).cpu(), torch.cat(features).cpu()
 
 
 def frechet(a, b, resamples=40):

@@ -7,13 +7,11 @@ from base64 import b64encode
 
 import matplotlib.pyplot as plt
 import numpy as np
-import PIL.Image
-import PIL.ImageSequence
 import torch
 from IPython import get_ipython
 from IPython.display import display
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from PIL import Image, ImageSequence
 
 STYLE = ["tableau-colorblind10", {"figure.dpi": 90, "axes.spines.top": False, "axes.spines.right": False,
                                   "legend.frameon": False}]
@@ -32,10 +30,8 @@ def tile(images):
     images = torch.as_tensor(images)
     if images.is_floating_point():
         images = (images * 255).round().byte()
-    rows, columns = images.shape[:2]
-    images = images.reshape(rows, columns, -1, *images.shape[-2:]).permute(0, 3, 1, 4, 2)        # (rows, H, columns, W, C)
-    height, width = rows * images.shape[1], columns * images.shape[3]
-    return images.reshape(height, width, -1).squeeze(2).cpu().numpy()
+    images = images.reshape(*images.shape[:2], -1, *images.shape[-2:]).permute(0, 3, 1, 4, 2)    # (rows, H, columns, W, C)
+    return images.flatten(2, 3).flatten(0, 1).squeeze(2).cpu().numpy()
 
 
 def few_greys(images):
@@ -70,7 +66,7 @@ def encoded(pages, kind, **options):
 
     So few colours are a fraction of the size, and it hardly shows: of greys there are no more.
     """
-    pages = [page.convert("RGB").quantize(256, dither=PIL.Image.Dither.NONE) for page in pages]
+    pages = [page.convert("RGB").quantize(256, dither=Image.Dither.NONE) for page in pages]
     content = io.BytesIO()
     pages[0].save(content, kind, optimize=True, save_all=True, append_images=pages[1:], loop=0, **options)
     return content.getvalue()
@@ -82,7 +78,7 @@ def png(figure):
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", bbox_inches="tight", dpi=2 * figure.dpi)
     plt.close(figure)
-    return encoded([PIL.Image.open(drawn)], "PNG")
+    return encoded([Image.open(drawn)], "PNG")
 
 
 @plt.style.context(STYLE, after_reset=True)
@@ -98,7 +94,7 @@ def gif(frames, steps, row_labels, curves=None, marked=()):
     mosaic = [["frames"] * len(curves), [*curves]] if curves else [["frames"]]
     pages = []
     for i, (frame, step) in enumerate(zip(frames, steps, strict=True)):
-        figure = Figure(figsize=(0.35 * columns + 0.3, sum(heights)), dpi=80, layout="constrained")
+        figure = plt.Figure(figsize=(0.35 * columns + 0.3, sum(heights)), dpi=80, layout="constrained")
         canvas = FigureCanvasAgg(figure)        # whatever the backend: those of pdf and svg have no pixels to read
         strips = figure.subplot_mosaic(mosaic, height_ratios=heights)
         grid = strips.pop("frames")
@@ -112,7 +108,7 @@ def gif(frames, steps, row_labels, curves=None, marked=()):
             strip.set(xticks=[], yticks=[])
         canvas.draw()
         drawn = np.array(canvas.buffer_rgba())[..., :3]
-        pages.append(PIL.Image.fromarray(drawn if frames.ndim == 6 else few_greys(drawn.mean(2) / 255).numpy()))
+        pages.append(Image.fromarray(drawn if frames.ndim == 6 else few_greys(drawn.mean(2) / 255).numpy()))
     return encoded(pages, "GIF", duration=[200] * (len(pages) - 1) + [3000])
 
 
@@ -135,7 +131,7 @@ def moving_png(content):
 
     What knows no moving PNG, as LaTeX, shows a PNG of the last frame, which a browser leaves out.
     """
-    pages = PIL.ImageSequence.all_frames(PIL.Image.open(io.BytesIO(content)))
+    pages = ImageSequence.all_frames(Image.open(io.BytesIO(content)))
     return encoded([pages[-1], *pages], "PNG", default_image=True, duration=[page.info["duration"] for page in pages])
 
 
@@ -150,7 +146,7 @@ def show(content, alt):
     if content.startswith(b"GIF8"):
         content = moving_png(content)
     else:
-        width, height = PIL.Image.open(io.BytesIO(content)).size
+        width, height = Image.open(io.BytesIO(content)).size
         metadata |= {"width": width // 2, "height": height // 2}
     display({"image/png": b64encode(content).decode(), "text/plain": alt},      # the latter taken by VS Code
             metadata={"image/png": metadata}, raw=True)
@@ -165,8 +161,7 @@ def panel(draw, titles, z, classes):
     """
     import ipywidgets as widgets  # the notebooks run without it, and then show no panel
 
-    options = [(name, label) for label, name in enumerate(classes)]
-    label = widgets.ToggleButtons(options=options, description="label",
+    label = widgets.ToggleButtons(options=[(name, label) for label, name in enumerate(classes)], description="label",
                                   style={"button_width": f"{18 + 9 * max(2, *map(len, classes))}px"})
     sliders = [widgets.FloatSlider(value, min=-5, max=5, step=0.1, description=f"z{i + 1}", orientation="vertical",
                                    readout=False, layout={"width": "45px", "height": "130px"})
@@ -177,7 +172,7 @@ def panel(draw, titles, z, classes):
         latent = torch.tensor([slider.value for slider in sliders])
         for picture, image in zip(pictures, draw(label.value, latent), strict=True):
             enlarged = tile(image[None, None]).repeat(8, 0).repeat(8, 1)
-            picture.value = encoded([PIL.Image.fromarray(enlarged)], "PNG")
+            picture.value = encoded([Image.fromarray(enlarged)], "PNG")
 
     for control in (label, *sliders):
         control.observe(update, "value")

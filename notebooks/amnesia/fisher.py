@@ -1,11 +1,10 @@
 """The diagonal Fisher information of every weight, without a loop over images; and the EWC penalty made of it."""
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
-from .models import negative_elbo_terms
+from .models import negative_elbo_terms, one_hot
 
 ROOM = 2**25  # numbers that gradients of single samples may take at a time: 128 MB in float32
 
@@ -38,13 +37,13 @@ def squared_gradients(cvae, x, y, noise):
     owned = [p for layer in cvae.modules() for p in layer.parameters(recurse=False)]    # a shared weight stands here twice
     calls = {layer: [] for layer in cvae.modules() if type(layer) is nn.Linear
              and all(sum(p is q for q in owned) == 1 for p in layer.parameters())}
-    hooks = [layer.register_forward_hook(lambda layer, args, output: calls[layer].append((args[0].detach(), output)))
-             for layer in calls]
-    try:
+
+    def note(layer, args, output):
+        if layer in calls:
+            calls[layer].append((args[0].detach(), output))
+
+    with nn.modules.module.register_module_forward_hook(note):
         total = NegativeELBO(cvae)(x, y, noise)
-    finally:
-        for hook in hooks:
-            hook.remove()
     once = {layer: found[0] for layer, found in calls.items() if len(found) == 1 and found[0][0].ndim == 2}     # on flat rows
     # Each sample's ELBO depends on its own row alone, so the gradient of the sum holds one sample's gradient in a row.
     deltas = torch.autograd.grad(total, [output for _, output in once.values()]) if once else ()
@@ -52,19 +51,17 @@ def squared_gradients(cvae, x, y, noise):
     for (layer, (a, _)), delta in zip(once.items(), deltas, strict=True):
         squares[layer.weight] = delta.square().T @ a.square()
         squares[layer.bias] = delta.square().sum(0)
-    rest = {name: p.detach() for name, p in cvae.named_parameters() if p not in squares}
+    rest = {name: p for name, p in cvae.named_parameters() if p not in squares}
     others = one_by_one(cvae, rest, x, y, noise) if rest else {}
     return {name: squares.get(p, others.get(name)) for name, p in cvae.named_parameters()}
 
 
+@torch.no_grad()
 def one_by_one(cvae, weights, x, y, noise):
     """The same sums for these weights, whatever layer they are of, by a gradient for each sample, some at a time."""
-    cost = NegativeELBO(cvae)
-    others = {f"cvae.{name}": value.detach() for name, value in cvae.named_parameters() if name not in weights}
-
     def of_one(weights, x, y, noise):
         own = {f"cvae.{name}": value for name, value in weights.items()}
-        return functional_call(cost, others | own, (x[None], y[None], noise[None]))
+        return functional_call(NegativeELBO(cvae), own, (x[None], y[None], noise[None]))
 
     squares = {name: torch.zeros_like(value) for name, value in weights.items()}
     some = max(1, ROOM // sum(value.numel() for value in weights.values()))
@@ -83,15 +80,15 @@ def diagonal_fisher(cvae, n_samples, batch_size=500, progress=iter, labels=10, i
     tensors with the names and shapes of the model's parameters. Memory does not grow with n_samples.
     """
     device = next(cvae.parameters()).device
-    choices = labels.to(device) if isinstance(labels, torch.Tensor) else torch.arange(labels, device=device)
-    width = max(int(choices.max()) + 1, getattr(cvae, "classes", 0)) if isinstance(labels, torch.Tensor) else labels
+    choices = (labels if isinstance(labels, torch.Tensor) else torch.arange(labels)).to(device)
+    width = max(int(choices.max()) + 1, getattr(cvae, "classes", 0))
     total = {name: torch.zeros_like(p) for name, p in cvae.named_parameters()}
     start = stage.resume({"state": total}, device) if stage else 0
     for done in progress(range(start, n_samples, batch_size)):
         c = choices[torch.randint(len(choices), (min(batch_size, n_samples - done),), device=device)]
         x = (images or cvae.generate)(c)
         noise = torch.randn(len(c), cvae.latent_dim, device=device)
-        for name, squares in squared_gradients(cvae, x, F.one_hot(c, width).float(), noise).items():
+        for name, squares in squared_gradients(cvae, x, one_hot(c, width), noise).items():
             total[name] += squares
         if stage and stage.due and done + batch_size < n_samples:
             stage.save_progress({"state": total}, done + batch_size, device)

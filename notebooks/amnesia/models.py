@@ -71,8 +71,7 @@ def negative_elbo_terms(cvae, x, y, noise=None, seen=None):
     noise = torch.randn_like(mean) if noise is None else noise
     logits = cvae.decode(mean + noise * (log_var / 2).exp(), y)
     if logits.shape != x.shape:
-        raise ValueError(f"decode() must give the logits of pixels in flat rows, {tuple(x.shape)}; found "
-                         f"{tuple(logits.shape)}.")
+        raise ValueError(f"decode() must give the logits of pixels in flat rows, {tuple(x.shape)}; found {tuple(logits.shape)}.")
     kl = (mean.square() + log_var.exp() - 1 - log_var).sum(1) / 2
     return bernoulli_nll(logits, x), kl
 
@@ -84,8 +83,7 @@ def elbo(cvae, pictures, seed=0, batch_size=1000):
     values = []
     for index in torch.arange(len(pictures), device=pictures.images.device).split(batch_size):
         noise = torch.randn(len(index), cvae.latent_dim, generator=generator).to(index.device)
-        reconstruction, kl = negative_elbo_terms(cvae, *pictures[index], noise)
-        values.append(-(reconstruction + kl).cpu())
+        values.append(-sum(negative_elbo_terms(cvae, *pictures[index], noise)).cpu())
     return torch.cat(values)
 
 

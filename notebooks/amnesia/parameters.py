@@ -94,12 +94,11 @@ def begin(number, notebook):
     store, dev = Workspace(given["workspace"], given["use_drive"], given["dataset"]), pick_device(given["device"])
     data = load_pictures(given["dataset"], store.data, dev) if number in ("01", "05") else []
     files, more = {}, dict(zip(("train", "test"), data, strict=False))
-    if number != "01":
-        settings["model"] = model = str(given["model"]).removesuffix(".pt")     # "cvae.pt" is meant as "cvae"
     if number == "01":
         train, data = data[0], data[:1]
         pictures = {"shape": [*train.shape], "classes": [*train.classes], "data": {train.name: train.digest}}
     else:
+        settings["model"] = model = str(given["model"]).removesuffix(".pt")     # "cvae.pt" is meant as "cvae"
         original = files["original"] = store.load(f"{model}.pt")
         pictures = getattr(original, "pictures", DIGITS | {"data": original.lineage if model == "cvae" else {}})
         if original.settings.get("dataset", settings["dataset"]) != settings["dataset"]:

@@ -5,9 +5,8 @@ from importlib.util import find_spec
 from inspect import signature
 
 import numpy as np
-import PIL.Image
-import PIL.ImageOps
 from filelock import FileLock
+from PIL import Image, ImageOps
 
 SILENCE = 10                # seconds: a mirror that sends nothing for so long is given up
 COMMON, LARGEST = 32, 64    # pixels a side: what pictures of several sizes are brought to; the most that stays as it is
@@ -109,7 +108,7 @@ def from_folder(folder):
     if len(sizes) > 1 or max(map(max, sizes)) > LARGEST:
         side = min(COMMON, *map(min, sizes))
         print(f"{folder.name}: pictures from {min(sizes)} to {max(sizes)} pixels are brought to {side} × {side}.")
-        parts = [[(PIL.ImageOps.pad(image, (side, side), color=image.getpixel((0, 0))), name) for image, name in part]
+        parts = [[(ImageOps.pad(image, (side, side), color=image.getpixel((0, 0))), name) for image, name in part]
                  for part in parts]
     parts = [(np.stack([image for image, _ in part]), np.array([name for _, name in part])) for part in parts]
     if all((images == images[..., :1]).all() for images, _ in parts):                       # grey throughout
@@ -120,10 +119,10 @@ def from_folder(folder):
 def read_picture(path):
     """A picture in RGB: 16 bits become 8, a palette its colours, and what is transparent white. Raises DataError."""
     try:
-        image = PIL.ImageOps.exif_transpose(PIL.Image.open(path))               # a telephone's lies on its side
+        image = ImageOps.exif_transpose(Image.open(path))               # a telephone's lies on its side
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{path} cannot be read as a picture ({error}). Take it away, or mend it.") from error
     if image.mode.startswith("I"):                          # 16 bits
-        image = PIL.Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
+        image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
     image = image.convert("RGBA")
-    return PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -27,14 +27,14 @@ def source_of(model):
 
 def code_of(*functions):
     """{name: SHA-256} of these functions of a notebook and of those that they call: their code without its comments."""
-    found, left = {}, [inspect.unwrap(function) for function in functions]
+    found, left = {}, [*functions]
     while left:
-        function = left.pop()
+        function = inspect.unwrap(left.pop())
         if function.__module__ == "__main__" and function.__name__ not in found:
             tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
             found[function.__name__] = sha256(ast.unparse(tree))
-            names = (function.__globals__.get(node.id) for node in ast.walk(tree) if isinstance(node, ast.Name))
-            left += [inspect.unwrap(value) for value in names if inspect.isfunction(value)]
+            values = (function.__globals__.get(node.id) for node in ast.walk(tree) if isinstance(node, ast.Name))
+            left += filter(inspect.isfunction, values)
     return found
 
 
@@ -52,10 +52,10 @@ class Stage:
         vars(self).update(settings | more)
         self.path, self.overwrite, self.save_seconds = workspace.checkpoints / name, overwrite, workspace.save_seconds
         self.saved, self.saved_at = None, time.monotonic()
-        self.record = {"settings": settings, "lineage": {source.name: source.digest for source in inputs}, "code": {}}
-        for source in inputs:                               # a reader's own model goes on to what is made from it
-            kept = getattr(source, "lineage", {}).items()
-            self.record["lineage"] |= {name: digest for name, digest in kept if SOURCE(name)}
+        # a reader's own model goes on to what is made from it
+        kept = {name: digest for source in inputs for name, digest in getattr(source, "lineage", {}).items() if SOURCE(name)}
+        lineage = {source.name: source.digest for source in inputs} | kept
+        self.record = {"settings": settings, "lineage": lineage, "code": {}}
 
     @property
     def unfinished(self):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
-from .device import Captured, bfloat16_products, progress, quick_products
+from .device import bfloat16_products, captured, progress, quick_products
 
 
 class Diverged(RuntimeError):
@@ -40,7 +40,7 @@ def fit(model, loss, *, steps, learning_rate, schedule="one-cycle", weight_decay
     data: the Pictures that loss() takes its batches from, if any, so that a resumed run takes the very next one.
     snapshot: returns a dict of tensors and draws nothing random; called at so many steps, denser at the start.
     stage: a Stage; the run saves its progress there now and then, and goes on from what is saved there.
-    capture: on a CUDA card, the step is replayed as one graph (device.Captured): for a loss() that does the same every
+    capture: on a CUDA card, the step is replayed as one graph (device.captured): for a loss() that does the same every
         time, since Python runs it four times only.
     Returns {"terms": {name: (steps,)}, "snapshot_steps": (n,), and what snapshot returned, stacked}, on the CPU.
     Raises Diverged, naming the step and the term; the last good state stays saved.
@@ -73,7 +73,7 @@ def fit(model, loss, *, steps, learning_rate, schedule="one-cycle", weight_decay
         model.train()
 
     if capture:
-        step = Captured(step, data)
+        step = captured(step, data).__next__
     model.train()
     shown, looked = start, time.perf_counter()
     with progress(total=steps, initial=start, desc=title, unit="step") as bar:
