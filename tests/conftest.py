@@ -138,7 +138,7 @@ def stand_in(monkeypatch):
     experiment.fim, experiment.recipe = {"fim": "of the original"}, {"a": "recipe"}
     experiment.judge, experiment.second_judge = "the first judge", "the second judge"
     experiment.grey = lambda forget: (0.1, 1.4)
-    experiment.real, experiment.real_features = "what is said of real images", [f"real {label}" for label in range(10)]
+    experiment.real = "what is said of real images"
     return experiment
 
 

@@ -91,7 +91,11 @@ def test_the_controls_stand_by_what_they_knew_and_averages_by_both_digits():
         assert row["name"].startswith({"original": "knew", "retrain": "never knew"}[line["original"]])
         if line["run"] != "average":
             assert ("F drawn" in row["name"], "decoder" in row["name"]) == ("importance" in line, bool(line.get("matched")))
-            assert ("λ" in row["name"]) == (line["lam"] != 0.3) and row["0.5 of the way"] == line["halfway_share"]
+            assert ("λ" in row["name"]) == (line["lam"] != 0.3) and row["label"] == str(line["label"])
+            for heading, entry in (("0.5 of the way", "halfway_share"), ("inversion from 100 images", "inversion"),
+                                   ("savings, k = 10", "savings_10"), ("pictures mixed", "pictures_halfway_share"),
+                                   ("8 bits, H", "bits8_H"), ("kept ELBO", "kept_elbo")):
+                assert row[heading] == line[entry], heading
         else:
             assert [row["average, 0"], row["average, 8"]] == [line["average"]["share"][label] for label in (0, 8)]
             assert [row["pictures mixed, 0"], row["pictures mixed, 8"]] == line["pictures_share"]
