@@ -52,12 +52,12 @@ def test_figures_are_those_of_the_result(result, forget, expected):
 
 def test_a_line_says_its_method_and_the_options_that_are_not_its_own():
     settings = {"method": "selective amnesia", "forget": [3, 8], "seed": 2, "drawn": 0.5, "lam": 0.4, "bounds": True}
-    diverged = {"settings": {"method": "naive", "forget": [0], "seed": 1, "lam": 1.0}, "result": {"diverged": "at 3"}, "line": 7}
+    unmeasured = {"settings": {"method": "naive", "forget": [0], "seed": 1, "lam": 1.0}, "result": {}, "line": 7}
     rounds = {"settings": {"forget": [4, 2], "seed": 1}, "result": {"rounds": [record("", 0)["result"]] * 2}, "line": 8}
-    lines = table([{**record("a", 0), "settings": settings}, diverged, rounds], "studies", "MNIST", lambda forget: (0.1, 1.0))
+    lines = table([{**record("a", 0), "settings": settings}, unmeasured, rounds], "studies", "MNIST", lambda forget: (0.1, 1.0))
     assert lines["name"].tolist() == ["selective amnesia, drawn = 0.5", "naive, λ = 1", "in turn", "in turn"]
     assert lines["label"].tolist() == ["3, 8", "0", "4", "4, 2"] and lines["line"].tolist() == [1, 7, 8, 8]
-    assert lines["lam"].tolist()[:2] == [0.4, 1.0] and lines["diverged"].tolist()[:2] == ["", "at 3"]
+    assert lines["lam"].tolist()[:2] == [0.4, 1.0]
     assert lines["P − grey"].tolist()[0] == 0.4 and np.isnan(lines["P"][1])
 
 

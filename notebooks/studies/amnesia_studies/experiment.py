@@ -7,7 +7,7 @@ from functools import cache, cached_property
 
 import torch
 
-from amnesia import CVAE, Classifier, Diverged, Workspace, ask, elbo, grey_reference, load_judge, load_pictures, pick_device
+from amnesia import CVAE, Classifier, Workspace, ask, elbo, grey_reference, load_judge, load_pictures, pick_device
 from amnesia.data import name_of
 from amnesia.parameters import check_pictures, labels_of
 
@@ -95,17 +95,15 @@ class Experiment:
 
         settings: dicts of "method", "forget", "seed" and the method's options, as table().settings has them; log: a key of
         RUNS, which says what a run is (those of SECOND_JUDGE start from that judge too), or "rows/<name>"; method: a function
-        that stands for the settings' "method"; more: what each new line of the log is to say besides.
+        that stands for the settings' "method"; more: what each new line of the log is to say besides. A run that raises, as one
+        that diverges, ends them all; the same call goes on.
         """
         kind, *_ = log.split("/")
         judges = [self.second_judge_file] if kind in SECOND_JUDGE else []
         kept = Log(self.store.checkpoints / f"{log}.jsonl", self.lineage | {file.name: file.digest for file in judges})
 
         def run(source=None, **one):
-            try:
-                return RUNS[kind if "method" in one else None](self, **one | ({"method": method} if method else {}))
-            except Diverged as error:
-                return {"diverged": str(error)}
+            return RUNS[kind if "method" in one else None](self, **one | ({"method": method} if method else {}))
 
         records = sweep(run, settings, kept, n_jobs, **more)
         return table(records, log, "diffusion" if self.network is Denoiser else self.store.dataset, self.grey)

@@ -65,7 +65,7 @@ def table(records, log="", original="", grey=lambda forget: (np.nan, np.nan)):
     """A DataFrame with a line for each of these records, in order, and for each round of one that forgets label after label.
 
     Its columns: "log", "line" (where the record lies); "original"; "method"; "lam" (λ, also where it is the method's own);
-    "label" (the forgotten ones, as "3, 8"); "seed"; "name" (the method and those options that are not its own); "diverged";
+    "label" (the forgotten ones, as "3, 8"); "seed"; "name" (the method and those options that are not its own);
     "settings" (a dict, which runs it again); "record"; and what figures() says, NaN where a run did not measure it.
     """
     methods, lines = OF_DENOISERS if original == "diffusion" else METHODS, []
@@ -82,7 +82,7 @@ def table(records, log="", original="", grey=lambda forget: (np.nan, np.nan)):
             lines.append({"log": log, "line": record["line"], "original": original, "method": method,
                           "lam": (own | settings).get("lam", np.nan), "label": ", ".join(map(str, forget)),
                           "seed": settings["seed"], "name": ", ".join([method, *sorted(options, reverse=True)]),
-                          "diverged": one.get("diverged", ""), "settings": settings, "record": record,
+                          "settings": settings, "record": record,
                           **figures(one, forget, record.get("grey") or grey(forget))})
     return pd.DataFrame(lines)
 
