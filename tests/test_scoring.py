@@ -7,9 +7,10 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
+from conftest import RELEASED
 from torch.distributions import Bernoulli, Normal
 
-from amnesia import elbo
+from amnesia import WorkspaceError, elbo
 from amnesia_studies.scoring import importance_weighted_bound, look_at, recall, refit_encoder
 
 
@@ -39,11 +40,18 @@ def test_refitting_moves_the_encoder_only_and_raises_the_bound(few, cvae):
 
 def test_recall_is_that_of_a_loop():
     torch.manual_seed(0)
-    samples, real, inside = torch.randn(30, 5), torch.randn(40, 5) * 1.5 + 0.5, 0
+    samples, real, inside = torch.randn(30, 5), torch.randn(400, 5) * 1.5 + 0.5, 0
     balls = [sorted((one - other).norm().item() for other in samples)[3] for one in samples]     # the first is itself
     for point in real:
         inside += any((point - one).norm().item() <= ball for one, ball in zip(samples, balls, strict=True))
-    assert recall(samples, real) == pytest.approx(inside / 40) != recall(real, samples)
+    assert recall(samples, real) == pytest.approx(inside / 400) != recall(real, samples)
+
+
+def test_files_that_do_not_belong_together_are_refused(small, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({**torch.load(RELEASED / "cvae.pt"), "settings": {"seed": 7}}, tmp_path / "checkpoints" / "cvae.pt")
+    with pytest.raises(WorkspaceError, match=r"fim-cvae\.pt was not made from this"):
+        small()
 
 
 def test_a_look_is_that_of_a_loop_also_in_a_worker_which_reads_the_files_itself(small, capsys):

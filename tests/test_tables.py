@@ -74,6 +74,7 @@ def test_a_table_pairs_by_labels_and_seed():
                                             "| b | 2 | +0.0 ± 0.0 |"]
     twice = pd.concat([lines, lines.assign(**{"kept ELBO": 0.0})])       # the same runs in a second log: the first counts
     assert summary(twice, {"kept ELBO": ".1f", "8 bits": ".1f"})["kept ELBO"].tolist() == ["-4.3 ± 3.1", "-3.5 ± 0.7"]
+    assert less(twice, "b")["kept ELBO"].tolist()[:2] == [-1.0, -4.0]
     assert spread(pd.Series([-0.01]), "+.1f") == "+0.0"
 
 
