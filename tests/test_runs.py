@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.nn.utils import prune
 
-from amnesia import Diverged
 from amnesia.data import one_hot
 from amnesia_studies import experiment as experiment_module
 from amnesia_studies import relearning, runs, scoring
@@ -273,10 +272,6 @@ MADE_BY = {"studies": "score", "springs": "score", "springs-5000": "score", "att
            "diffusion-recovery": "invert", "diffusion-mixtures": "apart", None: "in_turn"}
 
 
-def diverges(*_, **__):
-    raise Diverged("at step 3")
-
-
 def test_each_log_has_its_kind_of_run(stand_in, tmp_path, monkeypatch):
     stand_in.store, stand_in.lineage = SimpleNamespace(checkpoints=tmp_path, dataset="MNIST"), {"cvae.pt": "a"}
     stand_in.second_judge_file = SimpleNamespace(name="classifier-1.pt", digest="b")
@@ -292,8 +287,6 @@ def test_each_log_has_its_kind_of_run(stand_in, tmp_path, monkeypatch):
     monkeypatch.setitem(runs.RUNS, None, lambda who, **one: {"rounds": [{}] * len(one["forget"])})
     table = stand_in.run([{"forget": [4, 2], "seed": 1}], n_jobs=1)
     assert table["label"].tolist() == ["4", "4, 2"] and table["method"].tolist() == ["in turn"] * 2
-    monkeypatch.setitem(runs.RUNS, "studies", diverges)
-    assert stand_in.run([{"method": "naive", "forget": [4], "seed": 2}], n_jobs=1)["diverged"].tolist() == ["at step 3"]
 
 
 @pytest.mark.parametrize(("name", "spoil"), [

@@ -2,7 +2,6 @@
 figure comes from."""
 
 import inspect
-import re
 from pathlib import Path
 
 import pandas as pd
@@ -18,62 +17,54 @@ from .tables import controls, markdown, of, released, summary, table
 COLUMNS = {"P − grey": "+.3f", "H / grey": ".3f", "kept accuracy": ".4f", "worst kept digit": ".3f", "kept ELBO": ".2f",
            "Fréchet": ".1f", "recall": ".3f", "inversion from 100 images": ".2f", "savings, k = 10": ".2f", "seconds": ".1f"}
 REFERENCES = "original", "retrain", "oracle"
-TAKEN = {*METHODS, "references", "flat grey"}
+TAKEN = {*METHODS, "references", "<lambda>"}
 
 
-def compare(method, forget=(0,), seeds=(1, 2, 3), experiment=None, name="", scale=1.0, n_jobs=-1):
+def compare(method, forget=(0,), seeds=(1, 2, 3), experiment=None, scale=1.0, n_jobs=-1):
     """The table of every method that has forgotten these labels, in markdown, with a row for yours: mean ± sd over seeds.
 
-    method: a function of a Task (methods.py) that returns a new model; name: what to call it, if it has no name of its own.
-    It is run, scored and attacked for each seed, on the original of `experiment` (by default, Experiment()), and so are that
-    original, retrain and oracle, unless the released runs start from the same files. Each run is a line of
-    <workspace>/checkpoints/rows/<name>.jsonl, with settings, the source of the method, lineage and versions: what was cut
-    off goes on, what is there is not run again, and an edited method makes other lines. Seed 0 is the original's own, from
-    whose initial weights a reference of that seed would start.
+    method: a function of a Task (methods.py) that returns a new model. It is run, scored and attacked for each seed, on the
+    original of `experiment` (by default, Experiment()). The other rows are the released runs that start from the same files;
+    original, retrain and oracle are run as well where they are not among these. Each run is a line of
+    <workspace>/checkpoints/rows/<name of the function>.jsonl, with settings, the source of the method, lineage and versions:
+    what was cut off goes on, what is there is not run again, and an edited method makes other lines. Seed 0 is the original's
+    own, from whose initial weights a reference of that seed would start.
     scale: the share of the steps, of your method and of the attacks; a small one shows that it runs.
-    Raises ValueError for a name that is taken, TypeError for a method that has none or returns something else, and what the
-    method raises, all of it within a trial of one step.
+    Raises ValueError for a name that is taken, TypeError for a method that returns something else, and what the method
+    raises, all of it within a trial of one step.
     """
-    name, source, digest = receipt(method, name)
+    name, source, digest = receipt(method)
     experiment = experiment or Experiment()
     forget, _ = experiment.split(forget)
     experiment.forget(method, forget, seeds[0], scale=0.0)
     (experiment.store.checkpoints / "rows").mkdir(exist_ok=True)
-    more = {"grey": experiment.grey(forget)}
-    settings = {"forget": forget, "scale": scale, "method": name, "source": digest}
-    own = experiment.run([settings | {"seed": seed} for seed in seeds], f"rows/{name}", n_jobs, method, source=source, **more)
-    known = released()[released()["label"] == ", ".join(map(str, forget))]
-    same = known[known["record"].map(lambda record: experiment.lineage.items() <= record["lineage"].items()).astype(bool)]
-    missing = [row for row in REFERENCES if row not in of(same, "inversion from 100 images")["name"].values]
-    beside = [experiment.run([{"method": row, "forget": forget, "scale": scale, "seed": seed} for seed in seeds],
-                             "rows/references", n_jobs, **more) for row in missing]
-    others = known[(known["original"] == own["original"][0]) & known["name"].isin({*METHODS} - {*missing})]
-    lines = summary(pd.concat([others, *beside, own]), COLUMNS).astype(object)
-    lines.loc["flat grey"] = ["–", "+0.000", "1.000", *["–"] * (len(COLUMNS) - 2)]
-    notes = [f"{name} ran for {scale:g} of its steps, and so did its attacks: its row is no result yet."] * (scale != 1)
-    notes += ["The released rows do not start from your files, but from the released ones."] * (len(same) < len(others))
-    return "\n\n".join([markdown(lines), *notes])
+    grid, grey = [{"forget": forget, "scale": scale, "seed": seed} for seed in seeds], experiment.grey(forget)
+    own = experiment.run([one | {"method": name, "source": digest} for one in grid], f"rows/{name}", n_jobs, method,
+                         source=source, grey=grey)
+    known = released().query("label == @own['label'][0] and name in @METHODS")
+    known = known.loc[[experiment.lineage.items() <= record["lineage"].items() for record in known["record"]]]
+    missing = [row for row in REFERENCES if row not in of(known, "inversion from 100 images")["name"].values]
+    beside = [experiment.run([one | {"method": row} for one in grid], "rows/references", n_jobs, grey=grey) for row in missing]
+    return markdown(summary(pd.concat([known[~known["name"].isin(missing)], *beside, own]), COLUMNS))
 
 
-def receipt(method, name=""):
-    """(name, source, SHA-256 of it and of the notebook's functions that it calls) of a method. Raises ValueError for a name
-    that is taken; TypeError for what is no function, or has no name fit for a file."""
-    name = name or getattr(method, "__name__", "<none>")
-    if not inspect.isfunction(method) or not re.fullmatch(r"\w[\w -]*", name):
-        raise TypeError(f"{method!r} is no function with a name fit for a file: def mine(task), or compare(…, name=\"mine\").")
+def receipt(method):
+    """(name, source, SHA-256 of it and of the notebook's functions that it calls) of a function. Raises ValueError for a name
+    that is taken, or none."""
+    name = method.__name__
     if name in TAKEN:
-        raise ValueError(f"name={name!r} is taken by a method of the studies: choose another.")
+        raise ValueError(f"{name!r} is taken by the studies, or no name: call your method something else, def mine(task).")
     source = inspect.getsource(method)
     return name, source, sha256(source + repr(code_of(method)))
 
 
 def board(folder):
     """A page in markdown from all row files in a folder, anybody's: a line for each method, source, original and labels."""
-    runs = [table(Log(path).records().values(), path.stem) for path in sorted(Path(folder).glob("*.jsonl"))]
-    if not runs:
-        raise ValueError(f"There is no row file in {folder}: compare() writes them into <workspace>/checkpoints/rows.")
-    runs = pd.concat(runs, ignore_index=True)
-    runs["original"] = [next(iter(record["lineage"].values()))[:8] for record in runs["record"]]
+    records = [record for path in sorted(Path(folder).glob("*.jsonl")) for record in Log(path).records().values()]
+    if not records:
+        raise ValueError(f"There is no row in {folder}: compare() writes them into <workspace>/checkpoints/rows.")
+    runs = table(records)
+    runs["original"] = [next(iter(record["lineage"].values()))[:8] for record in records]
     runs["name"] += [f" ({settings['source'][:8]})" if "source" in settings else "" for settings in runs["settings"]]
     return markdown(summary(runs, COLUMNS, ["name", "original", "label"]))
 
@@ -88,8 +79,7 @@ def rebuild(row, experiment=None):
     experiment = experiment or (DiffusionExperiment if row["original"] == "diffusion" else Experiment)()
     other = [name for name, digest in experiment.lineage.items() if row["record"]["lineage"].get(name) != digest]
     if other:
-        raise ValueError(f"This row starts from another {', '.join(other)}, which was not released: pass the experiment of "
-                         "the workspace that holds these files.")
+        raise ValueError(f"This row starts from another {', '.join(other)}: pass the experiment of a workspace that holds it.")
     again = experiment.run([row["settings"]], row["log"], n_jobs=1)
     again = again[again["label"] == row["label"]].iloc[-1]
     measured = row.index[row.index.get_loc("record") + 1:]
@@ -113,8 +103,7 @@ def address(method, label, figure, original="MNIST"):
     if runs.empty:
         raise ValueError(f"{figure!r} was not measured of {method}, label {label}: released() has all names and headings.")
     folder = "checkpoints/released/" + ("FashionMNIST/" if original == "FashionMNIST" else "")
-    versions = {str(record["versions"]): record["versions"] for record in runs["record"]}
     return {"value": runs[figure].mean(), "sd": runs[figure].std(), "n": len(runs), "seeds": runs["seed"].tolist(),
             "lines": [f"{folder}{log}.jsonl:{line}" for log, line in zip(runs["log"], runs["line"], strict=True)],
             "settings": runs["settings"].tolist(), "files": runs["record"].iloc[0]["lineage"],
-            "versions": list(versions.values())}
+            "versions": runs["record"].str["versions"].astype(str).unique().tolist()}

@@ -1,13 +1,13 @@
 """What every run of a study starts from: the models and the images, in a workspace or released."""
 
 import contextlib
-import os
+import io
 from copy import deepcopy
 from functools import cache, cached_property
 
 import torch
 
-from amnesia import CVAE, Classifier, Diverged, Workspace, ask, elbo, grey_reference, load_judge, load_pictures, pick_device
+from amnesia import CVAE, Classifier, Workspace, ask, elbo, grey_reference, load_judge, load_pictures, pick_device
 from amnesia.data import name_of
 from amnesia.parameters import check_pictures, labels_of
 
@@ -90,26 +90,22 @@ class Experiment:
                             "in float32. Call .float(), or torch.nn.utils.prune.remove, before you return the model.")
         return model.requires_grad_().eval()
 
-    def log(self, name="studies"):
-        """The log <name>.jsonl in this workspace, of runs from these files; those of SECOND_JUDGE need that judge too."""
-        judges = [self.second_judge_file] if name.split("/")[0] in SECOND_JUDGE else []
-        return Log(self.store.checkpoints / f"{name}.jsonl", self.lineage | {file.name: file.digest for file in judges})
-
     def run(self, settings, log="studies", n_jobs=-1, method=None, **more):
         """Does the runs with these settings, but for those that the workspace's log has; returns their table(), in order.
 
         settings: dicts of "method", "forget", "seed" and the method's options, as table().settings has them; log: a key of
-        RUNS, which says what a run is; method: a function that stands for the settings' "method"; more: what each new line
-        of the log is to say besides.
+        RUNS, which says what a run is (those of SECOND_JUDGE start from that judge too), or "rows/<name>"; method: a function
+        that stands for the settings' "method"; more: what each new line of the log is to say besides. A run that raises, as one
+        that diverges, ends them all; the same call goes on.
         """
-        def run(source=None, **one):
-            kind = log.split("/")[0] if "method" in one else None
-            try:
-                return RUNS[kind](self, **one | ({"method": method} if method else {}))
-            except Diverged as error:
-                return {"diverged": str(error)}
+        kind, *_ = log.split("/")
+        judges = [self.second_judge_file] if kind in SECOND_JUDGE else []
+        kept = Log(self.store.checkpoints / f"{log}.jsonl", self.lineage | {file.name: file.digest for file in judges})
 
-        records = sweep(run, settings, self.log(log), n_jobs, title=log, **more)
+        def run(source=None, **one):
+            return RUNS[kind if "method" in one else None](self, **one | ({"method": method} if method else {}))
+
+        records = sweep(run, settings, kept, n_jobs, **more)
         return table(records, log, "diffusion" if self.network is Denoiser else self.store.dataset, self.grey)
 
 
@@ -134,5 +130,5 @@ class DiffusionExperiment(Experiment):
 @cache
 def in_a_worker(kind, *arguments):
     """The Experiment of a worker process: read once, and without a word, since its output would end up in the notebook's."""
-    with open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):
+    with contextlib.redirect_stdout(io.StringIO()):
         return kind(*arguments)

@@ -2,8 +2,8 @@
 
 import base64
 import contextlib
+import io
 import json
-import os
 import platform
 import warnings
 import zlib
@@ -14,6 +14,9 @@ import torch
 from amnesia import __version__
 from amnesia.checkpoints import retry, sha256, there
 from amnesia.device import hardware, progress
+
+# joblib replaces a worker that has grown by some hundred MB, as one does that has read its data. Nothing is lost.
+warnings.filterwarnings("ignore", message="A worker stopped while some jobs")
 
 
 class Log:
@@ -32,14 +35,10 @@ class Log:
         settings counts."""
         found = {}
         for line, text in enumerate(self.path.read_bytes().splitlines() if there(self.path) else [], 1):
-            try:
+            with contextlib.suppress(ValueError, KeyError, AttributeError, TypeError):
                 record = json.loads(text)
-                whole = record.pop("sha256") == sha256(json.dumps(record))
-                settings, lineage = key(record["settings"]), record["lineage"]
-            except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-                continue
-            if whole and self.lineage in (None, lineage):
-                found.setdefault(settings, record | {"line": line})
+                if record.pop("sha256") == sha256(json.dumps(record)) and self.lineage in (None, record["lineage"]):
+                    found.setdefault(key(record["settings"]), record | {"line": line})
         return found
 
     def append(self, settings, result, **more):
@@ -48,9 +47,8 @@ class Log:
         text = json.dumps({**record, "sha256": sha256(json.dumps(record))}).encode()
 
         def write():
-            with open(self.path, "ab+") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
-                cut_off = file.read(1) not in (b"", b"\n")      # by a kill in the middle of a write
+            cut_off = there(self.path) and not self.path.read_bytes().endswith(b"\n")   # by a kill in the middle of a write
+            with open(self.path, "ab") as file:
                 file.write(b"\n" * cut_off + text + b"\n")      # one write, at the end: another run's lines stay whole
 
         retry(write)
@@ -82,13 +80,13 @@ def quietly(run, settings):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):
+        with contextlib.redirect_stdout(io.StringIO()):
             return settings, run(**settings)
     finally:
         torch.set_num_threads(threads)
 
 
-def sweep(run, grid, log, n_jobs=-1, title="runs", **more):
+def sweep(run, grid, log, n_jobs=-1, **more):
     """Calls run(**settings) for each settings in `grid` that `log` lacks; returns the records of the whole grid, in order.
 
     run: returns plain values that JSON can hold. n_jobs: processes on this machine, by default one a core. more: what each
@@ -97,12 +95,9 @@ def sweep(run, grid, log, n_jobs=-1, title="runs", **more):
     """
     grid, done = {key(settings): settings for settings in grid}, log.records()
     todo = [settings for name, settings in grid.items() if name not in done]
-    with warnings.catch_warnings():
-        # joblib replaces a worker that has grown by some hundred MB, as one does that has read its data. Nothing is lost.
-        warnings.filterwarnings("ignore", message="A worker stopped while some jobs")
-        parallel = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered", batch_size=1)
-        results = parallel(joblib.delayed(quietly)(run, settings) for settings in todo)
-        for settings, result in progress(results, total=len(grid), initial=len(grid) - len(todo), desc=title, unit="run"):
-            log.append(settings, result, **more)
+    parallel = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered", batch_size=1)
+    results = parallel(joblib.delayed(quietly)(run, settings) for settings in todo)
+    for settings, result in progress(results, total=len(grid), initial=len(grid) - len(todo), desc=log.path.stem, unit="run"):
+        log.append(settings, result, **more)
     records = log.records()
     return [records[name] for name in grid]

@@ -50,10 +50,9 @@ def recall(samples, real, k=3):
 def tight_bounds(experiment, cvae, forget, scale=1.0):
     """Means over real test images, nats: the 64-sample bound of forgotten labels and of 2,000 kept images, and the 64-sample
     bound of forgotten labels after refitting the encoder to the frozen decoder on real images."""
-    forgotten, kept = experiment.split(forget)
-    gone, rest = experiment.test.only(forgotten), experiment.test.only(kept)
+    gone, rest = map(experiment.test.only, experiment.split(forget))
     rest = rest.of(rest.images[:2000], rest.labels[:2000])
-    refitted = refit_encoder(cvae, experiment.train.only(forgotten), steps=max(1, round(600 * scale)))
+    refitted = refit_encoder(cvae, experiment.train.only(forget), steps=max(1, round(600 * scale)))
     bounded = {"forgotten_iw": (cvae, gone), "kept_iw": (cvae, rest), "forgotten_refitted_iw": (refitted, gone)}
     return {name: importance_weighted_bound(*pair).mean().item() for name, pair in bounded.items()}
 

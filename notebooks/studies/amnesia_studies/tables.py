@@ -29,24 +29,13 @@ CONTROLS = {"kept ELBO": "kept_elbo", "inversion from 100 images": "inversion", 
             "pictures mixed": "pictures_halfway_share", "8 bits": "bits8_share", "8 bits, H": "bits8_H", "6 bits, H": "bits6_H"}
 
 
-def look_figures(looks, labels):
-    """{heading: value} of {name: what look_at() said of a model}: the share of samples of these labels that show them; and
-    with ", H", ", contrast" the judge's other figures, with ", kept" the others' share, with ", P(0)" one label's."""
-    values = {}
-    for name, look in looks.items():
-        others = sorted(set(range(len(look["P"]))) - set(labels))
-        values |= {name: np.mean([look["share"][label] for label in labels]),
-                   f"{name}, kept": np.mean([look["share"][label] for label in others]) if others else np.nan}
-        values |= {f"{name}, {what}": np.mean([look[what][label] for label in labels]) for what in ("H", "contrast")}
-        values |= {f"{name}, P({label})": look["P"][label] for label in labels}
-    return values
-
-
 def figures(result, forget, grey=(np.nan, np.nan)):
     """{heading: value} of one run, from its result: whatever a table may show. A new figure goes here.
 
     grey: what the judge says of flat grey, as (P, H) of these labels. Bigger is better for the kept labels' figures but the
-    Frechet distance; for the forgotten labels' bounds, smaller means more is forgotten.
+    Frechet distance; for the forgotten labels' bounds, smaller means more is forgotten. Of altered weights: the share of
+    samples of the first label that show it, or of each label of a mixture; with ", H", ", contrast" the judge's other
+    figures, with ", kept" the others' share, with ", P(0)" one label's P.
     """
     values = {name: result[entry] for name, entry in ENTRIES.items() if entry in result}
     if "P" in values:
@@ -59,38 +48,42 @@ def figures(result, forget, grey=(np.nan, np.nan)):
         mirrored = np.mean(list(steps["mirrored"].values()))
         values |= {f"steps, k = {k}": steps["digit"], f"mirrored, k = {k}": mirrored,
                    f"savings, k = {k}": steps["digit"] / mirrored}
-    if "average" in result:                                 # of a mixture all labels count, of what was altered the first
+    labels, looks = forget[:1], {f"{share} of the way": look for share, look in result.get("line", {}).items()}
+    looks |= {f"{bits} bits": look for bits, look in result.get("rounded", {}).items()}
+    if "average" in result:
         sums = {f"sum × {scale}": look for scale, look in result["sums"].items()}
-        return values | look_figures({"average": result["average"], **sums}, sorted(forget))
-    looks = {f"{bits} bits": look for bits, look in result.get("rounded", {}).items()}
-    looks |= {f"{share} of the way": look for share, look in result.get("line", {}).items()}
-    return values | look_figures(looks, forget[:1])
+        labels, looks = sorted(forget), {"average": result["average"], **sums}
+    for name, look in looks.items():
+        look = pd.DataFrame(look)                           # a line a label
+        asked = look.loc[labels].mean()
+        values |= {name: asked["share"], f"{name}, kept": look["share"].drop(labels).mean(), f"{name}, H": asked["H"],
+                   f"{name}, contrast": asked["contrast"], **{f"{name}, P({label})": look["P"][label] for label in labels}}
+    return values
 
 
 def table(records, log="", original="", grey=lambda forget: (np.nan, np.nan)):
     """A DataFrame with a line for each of these records, in order, and for each round of one that forgets label after label.
 
     Its columns: "log", "line" (where the record lies); "original"; "method"; "lam" (λ, also where it is the method's own);
-    "label" (the forgotten ones, as "3, 8"); "seed"; "name" (the method and those options that are not its own); "diverged";
+    "label" (the forgotten ones, as "3, 8"); "seed"; "name" (the method and those options that are not its own);
     "settings" (a dict, which runs it again); "record"; and what figures() says, NaN where a run did not measure it.
     """
     methods, lines = OF_DENOISERS if original == "diffusion" else METHODS, []
     for record in records:
         settings, result = record["settings"], record["result"]
         method = settings.get("method", "in turn")
-        parameters = signature(methods[method]).parameters if method in methods else {}
-        own = {"scale": 1.0, **{name: p.default for name, p in parameters.items()}}
-        options = {"λ" if name == "lam" else name: f"{value:g}" if isinstance(value, float) else value
-                   for name, value in settings.items() if name not in NO_OPTIONS and own.get(name) != value}
-        name = ", ".join([method, *(f"{option} = {value}" for option, value in sorted(options.items(), reverse=True))])
+        parameters = signature(methods[method]).parameters.values() if method in methods else ()
+        own = {"scale": 1.0, **{p.name: p.default for p in parameters}}
+        options = [f"{name.replace('lam', 'λ')} = {value}".removesuffix(".0") for name, value in settings.items()
+                   if name not in NO_OPTIONS and own.get(name) != value]
         rounds = result.get("rounds", [result])
         for last, one in enumerate(rounds, 1 + len(settings["forget"]) - len(rounds)):
             forget = settings["forget"][:last]
-            of_grey = record.get("grey") or grey(forget)
             lines.append({"log": log, "line": record["line"], "original": original, "method": method,
                           "lam": (own | settings).get("lam", np.nan), "label": ", ".join(map(str, forget)),
-                          "seed": settings["seed"], "name": name, "diverged": one.get("diverged", ""), "settings": settings,
-                          "record": record, **({} if "diverged" in one else figures(one, forget, of_grey))})
+                          "seed": settings["seed"], "name": ", ".join([method, *sorted(options, reverse=True)]),
+                          "settings": settings, "record": record,
+                          **figures(one, forget, record.get("grey") or grey(forget))})
     return pd.DataFrame(lines)
 
 
@@ -123,19 +116,18 @@ def controls():
         found = json.loads(text)
         if found["run"] == "prediction":
             continue
-        if found["run"] == "average":
-            label, share, (of_0, of_8) = "0, 8", found["average"]["share"], found["pictures_share"]
+        if averaged := found["run"] == "average":
+            share, (of_0, of_8) = found["average"]["share"], found["pictures_share"]
             values = {"average, 0": share[0], "average, 8": share[8], "pictures mixed, 0": of_0, "pictures mixed, 8": of_8}
         else:
-            label, values = str(found["label"]), {heading: found[entry] for heading, entry in CONTROLS.items()}
+            values = {heading: found[entry] for heading, entry in CONTROLS.items()}
         name = [{"original": "knew", "retrain": "never knew"}[found["original"]], f"λ = {found['lam']:g}" * (found["lam"] != 0.3),
-                f"F {found['importance']}" if "importance" in found else "", found.get("matched"),
-                "averaged" * (found["run"] == "average")]
+                f"F {found['importance']}" if "importance" in found else "", found.get("matched"), "averaged" * averaged]
+        versions = {key: found.get(key) for key in ("amnesia", "torch", "hardware")}
         lines.append({"log": "controls", "line": number, "original": "controls", "seed": found["seed"],
-                      "settings": {name: found[name] for name in shaping if name in found},
-                      "record": {"lineage": found["lineage"],
-                                 "versions": {name: found.get(name) for name in ("amnesia", "torch", "hardware")}},
-                      "name": ", ".join(filter(None, name)), "label": label, **values})
+                      "label": str(found.get("label", "0, 8")), "name": ", ".join(filter(None, name)),
+                      "settings": {key: found[key] for key in shaping if key in found},
+                      "record": {"lineage": found["lineage"], "versions": versions}, **values})
     return pd.DataFrame(lines)
 
 
@@ -147,32 +139,28 @@ def of(runs, figure):
 def less(runs, control, on=("original", "label", "seed")):
     """The runs with each figure less that of the runs named `control` with the same labels and seed, or else with what `on`
     names, their mean; shares in points. P and H stay as they are: they stand against grey already."""
-    on, runs = list(on), runs.copy()
     columns = [name for name in runs.columns[runs.columns.get_loc("record") + 1:] if not name.startswith(("P", "H"))]
     controls = runs[runs["name"] == control].groupby(RUN)[columns].first()           # a line a run, whatever logs hold it
-    partners = controls.groupby(level=on).mean().reindex(pd.MultiIndex.from_frame(runs[on]))
-    change = runs[columns] - partners.set_axis(runs.index)
-    change[[name for name in SHARES if name in columns]] *= 100
-    runs[columns] = change
-    return runs.copy()                                  # in one piece, as released() is
+    partners = controls.groupby(level=[*on]).mean().reindex(pd.MultiIndex.from_frame(runs[[*on]]))
+    points = [100 if name in SHARES else 1 for name in columns]
+    return runs.assign(**(runs[columns] - partners.set_axis(runs.index)) * points).copy()      # in one piece, as released() is
 
 
 def summary(runs, columns, by="name"):
     """A table of texts: a line for each value of the column (or columns) `by`, in order, with n and the mean ± sd of each
     column of {heading: format as "+.3f"}; a run that two logs hold counts once."""
-    texts, n, runs = {}, {}, runs.reindex(columns=runs.columns.union(columns, sort=False))
-    for name, form in columns.items():
-        groups = of(runs, name).groupby(by, sort=False)[name]
-        texts[name], n[name] = groups.agg(spread, form), groups.size()
-    order = runs.groupby(by, sort=False).size().index
-    lines = pd.DataFrame(texts).reindex(order).fillna("–")
-    lines.insert(0, "n", pd.DataFrame(n).max(axis=1).reindex(order).fillna(0).astype(int))
+    by, runs = [by] if isinstance(by, str) else [*by], runs.reindex(columns=runs.columns.union(columns, sort=False))
+    once = runs.groupby([*dict.fromkeys(RUN + by)], sort=False)[[*columns]].first()
+    groups = once.groupby(by, sort=False)
+    lines = pd.DataFrame({name: groups[name].agg(spread, form) for name, form in columns.items()})
+    lines.insert(0, "n", groups.count().max(axis=1))
     return lines[lines["n"] > 0]
 
 
 def spread(numbers, form):
-    """'mean ± sd' of the numbers; without the spread if there is only one."""
-    text = f"{numbers.mean():{form.replace('.', 'z.')}}"    # z: no minus before a zero
+    """'mean ± sd' of the numbers that there are; without the spread if there is only one, and "–" if there is none."""
+    numbers = numbers.dropna()
+    text = f"{numbers.mean():{form.replace('.', 'z.')}}" if len(numbers) else "–"           # z: no minus before a zero
     return f"{text} ± {numbers.std():{form.removeprefix('+')}}" if len(numbers) > 1 else text
 
 
