@@ -12,6 +12,7 @@ from amnesia.checkpoints import sha256
 from amnesia_studies.experiment import SECOND_JUDGE
 from amnesia_studies.methods import METHODS, OF_DENOISERS
 from amnesia_studies.runs import RUNS
+from amnesia_studies.logs import Log
 from amnesia_studies.tables import GONE, controls, figures, less, markdown, released, spread, summary, table
 
 FILES = "cvae.pt", "fim-cvae.pt", "classifier.pt", "classifier-1.pt", "denoiser.pt", "fim-denoiser.pt"
@@ -79,21 +80,26 @@ def test_a_table_pairs_by_labels_and_seed():
 
 
 def test_the_controls_stand_by_what_they_knew_and_averages_by_both_digits():
-    lines = [json.loads(text) for text in (RELEASED / "controls.jsonl").read_text().splitlines()]
-    assert len(controls()) == sum(line["run"] != "prediction" for line in lines)
+    records = {record["line"]: record for record in Log(RELEASED / "controls.jsonl").records().values()}
+    assert len(controls()) == sum(record["settings"]["run"] != "prediction" for record in records.values())
     for _, row in controls().iterrows():
-        line = lines[row["line"] - 1]
-        assert row["name"].startswith({"original": "knew", "retrain": "never knew"}[line["original"]])
-        if line["run"] == "average":
-            assert [row["average, 0"], row["average, 8"]] == [line["average"]["share"][label] for label in (0, 8)]
-            assert [row["pictures mixed, 0"], row["pictures mixed, 8"]] == line["pictures_share"]
-            continue
-        assert ("F drawn" in row["name"], "decoder" in row["name"]) == ("importance" in line, bool(line.get("matched")))
-        assert ("λ" in row["name"]) == (line["lam"] != 0.3) and row["label"] == str(line["label"])
-        for heading, entry in (("0.5 of the way", "halfway_share"), ("inversion from 100 images", "inversion"),
-                               ("savings, k = 10", "savings_10"), ("pictures mixed", "pictures_halfway_share"),
-                               ("8 bits, H", "bits8_H"), ("kept ELBO", "kept_elbo")):
-            assert row[heading] == line[entry], heading
+        settings, result = records[row["line"]]["settings"], records[row["line"]]["result"]
+        assert row["name"].startswith("knew" if settings["original"] == "original" else "never knew")
+        assert ("λ" in row["name"]) == (settings.get("lam", 0.3) != 0.3) and settings.get("name", "") in row["name"]
+        assert ("F " in row["name"], "decoder" in row["name"]) == ("importance" in settings, bool(settings.get("matched")))
+        expected = {"taught": {}, "average": {}, "likeness": {}}.get(settings["run"], {
+            "0.5 of the way": "halfway_share", "pictures mixed": "pictures_halfway_share", "8 bits, H": "bits8_H",
+            "kept ELBO": "kept_elbo"})
+        assert {heading: row[heading] for heading in expected} == {heading: result[entry] for heading, entry in expected.items()}
+        if expected:
+            assert row["savings, k = 10"] == figures(result, [0])["savings, k = 10"]
+        elif settings["run"] == "likeness":
+            assert row["strict judge, half-way"] == result["strict_share"]["halfway"]
+            assert row["mirror images inverted"] == pytest.approx(sum(result["mirrored_inversion"].values()) / 5)
+        else:
+            assert row["label"] == "0, 8" and "averaged" in row["name"]
+            assert [row["average, 0"], row["average, 8"]] == [result["average"]["share"][label] for label in (0, 8)]
+            assert [row["pictures mixed, 0"], row["pictures mixed, 8"]] == result["pictures_share"]
 
 
 def test_every_line_of_every_released_log_is_in_the_table_unless_its_code_is_gone():

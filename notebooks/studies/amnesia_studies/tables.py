@@ -24,9 +24,8 @@ NO_OPTIONS = "method", "forget", "seed", "bounds", "restarts", "source"   # sett
 GONE = "rank", "reach", "prior", "batch-mean", "unconditional", "seeds_apart"
 
 # {heading: an entry of a line of controls.jsonl}
-CONTROLS = {"kept ELBO": "kept_elbo", "inversion from 100 images": "inversion", "steps, k = 100": "digit_100",
-            "savings, k = 10": "savings_10", "savings, k = 100": "savings_100", "0.5 of the way": "halfway_share",
-            "pictures mixed": "pictures_halfway_share", "8 bits": "bits8_share", "8 bits, H": "bits8_H", "6 bits, H": "bits6_H"}
+CONTROLS = {"0.5 of the way": "halfway_share", "pictures mixed": "pictures_halfway_share", "8 bits": "bits8_share",
+            "8 bits, H": "bits8_H", "6 bits, H": "bits6_H"}
 
 
 def figures(result, forget, grey=(np.nan, np.nan)):
@@ -109,25 +108,32 @@ def released():
 @cache
 def controls():
     """The lines of controls.jsonl as a table(): amnesia of models that "knew" the label and of models that "never knew" it, each
-    seed from another original, with λ where it is not 0.3, and what F is of where it is not of mean images ("decoder": scaled
-    to the default's sum there); kept ELBO is a change there. And two such models "averaged"."""
-    shaping, lines = ("run", "original", "seed", "label", "lam", "importance", "matched"), []
-    for number, text in enumerate((RELEASED / "controls.jsonl").read_text().splitlines(), 1):
-        found = json.loads(text)
-        if found["run"] == "prediction":
+    seed from another original; by notebook 3's method and λ, or another one that is named, and with F of mean images, or what
+    is named ("decoder": scaled to the default's sum there). kept ELBO is a change there. Two such models are "averaged", after
+    amnesia or "taught" a label each; of single lines also what the strict judge sees, and mirror images under inversion."""
+    lines = []
+    for record in Log(RELEASED / "controls.jsonl").records().values():
+        settings, result = record["settings"], record["result"]
+        run, label, values = settings["run"], settings.get("label"), {}
+        if run == "prediction":
             continue
-        if averaged := found["run"] == "average":
-            share, (of_0, of_8) = found["average"]["share"], found["pictures_share"]
+        if "average" in result:
+            share, (of_0, of_8) = result["average"]["share"], result["pictures_share"]
             values = {"average, 0": share[0], "average, 8": share[8], "pictures mixed, 0": of_0, "pictures mixed, 8": of_8}
+        elif run == "likeness":
+            values = {"strict judge, half-way": result["strict_share"]["halfway"],
+                      "strict judge, inverted": result["strict_share"]["inverted"],
+                      "mirror images inverted": np.mean([*result["mirrored_inversion"].values()])}
         else:
-            values = {heading: found[entry] for heading, entry in CONTROLS.items()}
-        name = [{"original": "knew", "retrain": "never knew"}[found["original"]], f"λ = {found['lam']:g}" * (found["lam"] != 0.3),
-                f"F {found['importance']}" if "importance" in found else "", found.get("matched"), "averaged" * averaged]
-        versions = {key: found.get(key) for key in ("amnesia", "torch", "hardware")}
-        lines.append({"log": "controls", "line": number, "original": "controls", "seed": found["seed"],
-                      "label": str(found.get("label", "0, 8")), "name": ", ".join(filter(None, name)),
-                      "settings": {key: found[key] for key in shaping if key in found},
-                      "record": {"lineage": found["lineage"], "versions": versions}, **values})
+            values = figures(result, [label]) | {heading: result[entry] for heading, entry in CONTROLS.items()}
+        name = ["knew" if settings["original"] == "original" else "never knew", settings.get("name"),
+                f"λ = {settings['lam']:g}" if settings.get("lam", 0.3) != 0.3 else "",
+                f"{settings['steps']:,} steps" if "steps" in settings else "",
+                f"F {settings['importance']}" if "importance" in settings else "", settings.get("matched"),
+                {"average": "averaged", "taught": "taught, averaged"}.get(run)]
+        lines.append({"log": "controls", "line": record["line"], "original": "controls", "seed": settings["seed"],
+                      "label": "0, 8" if label is None else str(label), "name": ", ".join(filter(None, name)),
+                      "settings": settings, "record": record, **values})
     return pd.DataFrame(lines)
 
 
