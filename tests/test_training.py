@@ -32,7 +32,7 @@ def run(stage=None, die_at=None, schedule="one-cycle", rate=1e-3):
         reconstruction, kl = negative_elbo_terms(cvae, *DIGITS.batch(16))
         return {"reconstruction": reconstruction.mean(), "kl": kl.mean()}
 
-    history = fit(cvae, loss, steps=60, learning_rate=rate, schedule=schedule, data=DIGITS, stage=stage, snapshot_steps=10,
+    history = fit(cvae, loss, steps=60, learning_rate=rate, schedule=schedule, data=DIGITS, stage=stage,
                   snapshot=lambda: {"frames": cvae.generate(torch.arange(20) % 10, shown)})
     return cvae.state_dict() | history.pop("terms") | history
 
@@ -69,7 +69,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path, every_step, die_at, schedule
     assert Saved(stage.unfinished).done == die_at - 1
     torch.randn(7)                                          # whatever else the next session draws
     resumed = run(stage, schedule=schedule)
-    assert same(resumed, run(schedule=schedule)) and len(resumed["frames"]) == len(resumed["snapshot_steps"]) == 10
+    assert same(resumed, run(schedule=schedule)) and len(resumed["frames"]) == len(resumed["snapshot_steps"]) > 20
 
 
 def test_one_cycle_by_the_formula():
