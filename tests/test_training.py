@@ -27,11 +27,14 @@ def run(stage=None, die_at=None, schedule="one-cycle"):
         calls += 1
         if calls == die_at:
             os.kill(os.getpid(), signal.SIGKILL)
+        assert cvae.training
         reconstruction, kl = negative_elbo_terms(cvae, *DIGITS.batch(16))
         return {"reconstruction": reconstruction.mean(), "kl": kl.mean()}
 
-    history = fit(cvae, loss, steps=60, learning_rate=1e-3, schedule=schedule, data=DIGITS, stage=stage,
-                  snapshot=lambda: {"frames": cvae.generate(torch.arange(20) % 10, shown)})
+    def snapshot():
+        return {"frames": cvae.generate(torch.arange(20) % 10, shown), "training": torch.tensor(cvae.training)}
+
+    history = fit(cvae, loss, steps=60, learning_rate=1e-3, schedule=schedule, data=DIGITS, stage=stage, snapshot=snapshot)
     return cvae.state_dict() | history.pop("terms") | history
 
 
@@ -50,11 +53,14 @@ def test_a_killed_run_resumes_and_ends_with_the_bits_of_a_whole_one(tmp_path, mo
     tick(100, monkeypatch.setattr)
     stage = Stage(Workspace(tmp_path), "cvae.pt", {})
     assert Saved(stage.unfinished).done == die_at - 1
-    torch.randn(7), DIGITS.batch(7)
-    resumed, whole = run(stage, schedule=schedule), run(schedule=schedule)
+    torch.randn(7)
+    resumed = run(stage, schedule=schedule)
+    DIGITS.batch(7)
+    whole = run(schedule=schedule)
     assert resumed.keys() == whole.keys() and all(torch.equal(resumed[name], whole[name]) for name in whole)
     at, frames = whole["snapshot_steps"], whole["frames"]
     assert at[[0, 1, -1]].tolist() == [0, 1, 60] and len(at) == len(frames.flatten(1).unique(dim=0)) > 20
+    assert not whole["training"].any()
 
 
 @pytest.mark.parametrize(("schedule", "steps", "climb", "betas"), [
