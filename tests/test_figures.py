@@ -2,6 +2,7 @@
 
 import base64
 import io
+from unittest.mock import patch
 
 import imageio.v3 as imageio
 import matplotlib.pyplot as plt
@@ -9,7 +10,6 @@ import nbconvert
 import nbformat
 import numpy as np
 import PIL.Image
-import pytest
 import torch
 from bs4 import BeautifulSoup
 
@@ -33,6 +33,21 @@ def moving(frames):
 
 def pages(content):
     return imageio.imread(content, index=None)[..., 0].astype(int)
+
+
+def shown(content):
+    """The two outputs of show(), as a notebook keeps them."""
+    outputs = []
+    with patch.object(figures, "display", lambda data, metadata=None, raw=False: outputs.append(
+            nbformat.v4.new_output("display_data", data, metadata=metadata or {}))):
+        show(content, ALT)
+    return outputs
+
+
+def sent(content):
+    """The PNG that goes out, and what is said of it."""
+    picture, _ = shown(content)
+    return base64.b64decode(picture.data["image/png"]), picture.metadata["image/png"]
 
 
 def test_a_gif_shows_its_frames_in_order_and_a_dot_along_each_curve():
@@ -62,48 +77,30 @@ def test_what_is_grey_all_over_is_shown_as_one_grey():
     assert len(np.unique(pages(moving((grey * 255).round().byte()))[0, 40:240, 40:200])) == 1
 
 
-@pytest.fixture
-def shown(monkeypatch):
-    """The two outputs of show(), as a notebook keeps them."""
-    outputs = []
-    monkeypatch.setattr(figures, "display", lambda data, metadata=None, raw=False: outputs.append(
-        nbformat.v4.new_output("display_data", data, metadata=metadata or {})))
-
-    def shown(content):
-        outputs.clear()
-        show(content, ALT)
-        return [*outputs]
-
-    return shown
-
-
-def test_colours_stay_colours_and_rows_and_columns_their_places(shown):
+def test_colours_stay_colours_and_rows_and_columns_their_places():
     frames = torch.zeros(2, 3, 4, 3, 8, 8, dtype=torch.uint8)
     frames[:, 0, :, 0] = frames[:, 1, :, 1] = frames[:, 2, :, 2] = 255                  # a row of each
     assert (figures.tile(frames[0])[[4, 12, 20], 31] == 255 * np.eye(3)).all()
     figure, axis = subplots()
     show_tile(axis, frames[0], row_labels="abc", column_labels="defg")
     assert axis.get_yticks().tolist() == [3.5, 11.5, 19.5] and axis.get_xticks().tolist() == [3.5, 11.5, 19.5, 27.5]
-    sent = base64.b64decode(shown(moving(frames))[0].data["image/png"])
-    for content in (png(figure), moving(frames), sent):
+    for content in (png(figure), moving(frames), sent(moving(frames))[0]):
         seen = np.asarray(opened(content).convert("RGB")).reshape(-1, 3).astype(int)
         assert all((np.abs(seen - 255 * colour).max(1) < 40).sum() > 100 for colour in np.eye(3))
 
 
-def test_a_png_is_shown_at_half_its_size_and_keeps_every_grey(shown):
+def test_a_png_is_shown_at_half_its_size_and_keeps_every_grey():
     figure, axis = subplots(figsize=(4, 4))
     show_tile(axis, torch.arange(256, dtype=torch.uint8).repeat(49, 1).T.reshape(4, 4, 28, 28))
-    picture, _ = shown(png(figure))
-    pixels = np.asarray(opened(base64.b64decode(picture.data["image/png"])).convert("L"))
-    size = picture.metadata["image/png"]
+    content, size = sent(png(figure))
+    pixels = np.asarray(opened(content).convert("L"))
     assert (size["width"], size["height"]) == (pixels.shape[1] // 2, pixels.shape[0] // 2) and 280 < size["width"] < 360
     assert len(np.unique(pixels)) > 230                                 # as many as matplotlib draws
 
 
-def test_a_gif_goes_out_as_a_png_that_moves_alike_and_stands_still_at_its_end(shown):
+def test_a_gif_goes_out_as_a_png_that_moves_alike_and_stands_still_at_its_end():
     content = moving(noise(3, 10, 8, 28, 28))
-    sent = base64.b64decode(shown(content)[0].data["image/png"])
-    picture, seen, times = opened(sent), [], []
+    picture, seen, times = opened(sent(content)[0]), [], []
     for i in range(picture.n_frames):
         picture.seek(i)
         seen.append(np.asarray(picture.convert("L")))
@@ -112,7 +109,7 @@ def test_a_gif_goes_out_as_a_png_that_moves_alike_and_stands_still_at_its_end(sh
     assert np.array_equal(seen, pages(content)[[2, 0, 1, 2]])            # what knows no moving PNG shows the first
 
 
-def test_words_and_pictures_pass_through_every_renderer(shown):
+def test_words_and_pictures_pass_through_every_renderer():
     """VS Code looks in text/plain, nbconvert's classic template in the metadata; a GIF by a PNG's name would stop LaTeX."""
     cells = [nbformat.v4.new_code_cell(outputs=shown(content)) for content in
              (png(subplots()[0]), moving(noise(2, 10, 8, 28, 28)))]
