@@ -79,7 +79,7 @@ def no_figures(monkeypatch):
     import amnesia
 
     monkeypatch.setattr(amnesia, "png", lambda figure: plt.close(figure) or b"")
-    for name in ("show", "gif", "filmstrip"):
+    for name in ("show", "gif"):
         monkeypatch.setattr(amnesia, name, lambda *_, **__: b"")
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cells import run_here
 from clock import tick
 
 from amnesia import CVAE, Stage, diagonal_fisher, fit, hardware, negative_elbo_terms, pick_device
@@ -9,16 +10,12 @@ from amnesia import CVAE, Stage, diagonal_fisher, fit, hardware, negative_elbo_t
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
 
 
-class CutOff(Exception):
-    """What ends a run here in the place of a lost machine."""
-
-
 class Dying(Stage):
     """A stage whose machine is lost as soon as it has saved its progress."""
 
     def save_progress(self, *run):
         super().save_progress(*run)
-        raise CutOff
+        raise EOFError
 
 
 def train(pictures, steps=60, stage=None, capture=True):
@@ -50,7 +47,7 @@ def test_a_seed_repeats_and_a_run_that_was_cut_off_ends_with_the_same_bits(few, 
     tick(100, monkeypatch.setattr)
     whole = work(pictures)
     assert same(whole, work(pictures)) and torch.cuda.get_device_name() in hardware()
-    with pytest.raises(CutOff):
+    with pytest.raises(EOFError):
         work(pictures, stage=Dying(store, "cvae.pt", {}))
     torch.randn(7, device="cuda")
     assert same(whole, work(pictures, stage=Stage(store, "cvae.pt", {})))
@@ -62,13 +59,16 @@ def test_a_captured_run_is_the_plain_one_to_the_bit(few, steps):
     assert same(train(pictures, steps), train(pictures, steps, capture=False))
 
 
-def test_no_step_waits_for_the_card(few, monkeypatch):
-    pictures = few[0].to("cuda")
-    tick(0, monkeypatch.setattr)
-    train(pictures, 3, capture=False)
-    cvae = CVAE().cuda()
+@pytest.mark.usefixtures("with_few")
+@pytest.mark.parametrize(("stem", "choices"), [
+    ("01", {}), ("03", {}), ("03", {"remember": "replay", "surrogate": 4}), ("03", {"surrogate": 4})])
+def test_the_notebooks_steps_neither_mix_devices_nor_wait_for_the_card(tmp_path, stem, choices):
+    names = run_here(stem, {"01": "stage.save(", "03": "def loss"}[stem], workspace=str(tmp_path), steps=1, batch_size=16,
+                     device="cuda", **choices)
+    names["loss"]()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        sum(negative_elbo_terms(cvae, *pictures.batch(128))).mean().backward()
+        sum(names["loss"]().values()).backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert {p.grad.device.type for p in names["cvae"].parameters()} == {"cuda"}

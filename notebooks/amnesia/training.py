@@ -31,14 +31,14 @@ def optimizer_for(model, steps, learning_rate, schedule, weight_decay=0.0):
 
 
 @quick_products()
-def fit(model, loss, *, steps, learning_rate, schedule="one-cycle", weight_decay=0.0, data=None, snapshot=None,
-        snapshot_steps=30, stage=None, title="fit", capture=False):
+def fit(model, loss, *, steps, learning_rate, schedule="one-cycle", weight_decay=0.0, data=None, snapshot=None, stage=None,
+        title="fit", capture=False):
     """Minimises the sum of the terms that loss() returns, and leaves `model` in eval mode.
 
     loss: draws its own batch and returns a dict of named scalar terms, nats per image. Its matrix products may be rounded
         (see device.py).
     data: the Pictures that loss() takes its batches from, if any, so that a resumed run takes the very next one.
-    snapshot: returns a dict of tensors and draws nothing random; called at so many steps, denser at the start.
+    snapshot: returns a dict of tensors and draws nothing random; called at thirty steps, denser at the start.
     stage: a Stage; the run saves its progress there now and then, and goes on from what is saved there.
     capture: on a CUDA card, the step is replayed as one graph (device.captured): for a loss() that does the same every
         time, since Python runs it four times only.
@@ -46,7 +46,7 @@ def fit(model, loss, *, steps, learning_rate, schedule="one-cycle", weight_decay
     Raises Diverged, naming the step and the term; the last good state stays saved.
     """
     device = next(model.parameters()).device
-    at = sorted({round(steps * (i / (snapshot_steps - 1)) ** 2) for i in range(snapshot_steps)}) if snapshot else []
+    at = sorted({round(steps * (i / 29) ** 2) for i in range(30)}) if snapshot else []
     optimizer, scheduler = optimizer_for(model, steps, learning_rate, schedule, weight_decay)
     record = {"snapshots": []}
     parts = {"state": model, "optimizer": optimizer, "scheduler": scheduler, "record": record}
@@ -67,19 +67,18 @@ def fit(model, loss, *, steps, learning_rate, schedule="one-cycle", weight_decay
         optimizer.step()
         return list(terms), torch.stack(list(terms.values())).detach()
 
-    def take_snapshot():
-        model.eval()                                        # a reader's model may have dropout, or a normalisation of batches
-        record["snapshots"].append({key: value.cpu() for key, value in snapshot().items()})
-        model.train()
-
     if capture:
         step = captured(step, data).__next__
     model.train()
-    shown, looked = start, time.perf_counter()
+    looked = time.perf_counter()
     with progress(total=steps, initial=start, desc=title, unit="step") as bar:
-        for done in range(start, steps):
+        for done in range(start, steps + 1):
             if done in at:
-                take_snapshot()
+                model.eval()                                # a reader's model may have dropout, or a normalisation of batches
+                record["snapshots"].append({key: value.cpu() for key, value in snapshot().items()})
+                model.train()
+            if done == steps:
+                break
             names, values = step()
             scheduler.step()
             if not done:
@@ -89,15 +88,13 @@ def fit(model, loss, *, steps, learning_rate, schedule="one-cycle", weight_decay
             now = time.perf_counter()
             if now - looked < 1 and done + 1 < steps:
                 continue  # reading a loss waits for the device, so only look once a second
-            check_converging(log[:done + 1], shown, names)
-            means = log[shown:done + 1].mean(0).tolist()
+            check_converging(log[:done + 1], bar.n, names)
+            means = log[bar.n:done + 1].mean(0).tolist()
             bar.set_postfix({name: f"{mean:.1f}" for name, mean in zip(names, means, strict=True)}, refresh=False)
-            bar.update(done + 1 - shown)
-            shown, looked = done + 1, now
+            bar.update(done + 1 - bar.n)
+            looked = now
             if stage and stage.due and done + 1 < steps:
                 stage.save_progress(parts, done + 1, device)
-    if snapshot:
-        take_snapshot()
     model.eval()
     shots = record["snapshots"]
     # keys of the last shot, as those of a resumed run are other objects, and pickle would tell
