@@ -12,24 +12,8 @@ from cells import run_here
 from conftest import RELEASED
 from scipy.stats import chisquare
 
-from amnesia import (
-    CVAE,
-    Classifier,
-    Pictures,
-    Saved,
-    Workspace,
-    WorkspaceError,
-    ask,
-    elbo,
-    entropy,
-    evaluation,
-    load_judge,
-    mean_interval,
-    model_metrics,
-    one_hot,
-    reference_metrics,
-)
-from amnesia.evaluation import forgetting_metrics, frechet, wilson_interval
+from amnesia import CVAE, Classifier, Pictures, Saved, Workspace, WorkspaceError, elbo, entropy, evaluation, load_judge, one_hot
+from amnesia.evaluation import ask, forgetting_metrics, frechet, mean_interval, model_metrics, reference_metrics, wilson_interval
 
 
 def test_frechet_equals_scipys_matrix_root():
