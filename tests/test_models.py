@@ -2,6 +2,7 @@
 
 import ast
 
+import pytest
 import torch
 from cells import code
 from conftest import REPOSITORY
@@ -38,6 +39,14 @@ def test_large_logits_cost_what_they_should(cvae):
         cvae.decoder[-1].bias.fill_(200.0)
     reconstruction, _ = negative_elbo_terms(cvae, torch.zeros(1, 784), one_hot(torch.tensor([3]), 10))
     assert reconstruction.item() == 200 * 784
+
+
+def test_a_decoder_of_another_shape_is_told(cvae):
+    """Which would else be broadcast."""
+    decode = cvae.decode
+    cvae.decode = lambda z, y: decode(z, y)[:, None]
+    with pytest.raises(ValueError, match="decode"):
+        negative_elbo_terms(cvae, torch.zeros(2, 784), torch.eye(10)[:2])
 
 
 def test_generate_is_the_bernoulli_mean_and_a_start_is_the_average(cvae):
