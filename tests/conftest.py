@@ -49,7 +49,7 @@ def all_of_mnist(request):
 def few(digits):
     """(train, test): 500 digits each, some of every label, named as a part of MNIST."""
     from amnesia import Pictures
-    from amnesia.data import SMALL
+    from amnesia.reading import SMALL
 
     return [Pictures(split.images[::len(split) // 500], split.labels[::len(split) // 500], f"{SMALL}: {part} (500 images)")
             for split, part in zip(digits, ("train", "held out"), strict=True)]

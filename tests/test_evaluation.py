@@ -12,27 +12,8 @@ from cells import run_here
 from conftest import RELEASED
 from scipy.stats import chisquare
 
-from amnesia import (
-    CVAE,
-    Classifier,
-    Pictures,
-    Saved,
-    Workspace,
-    WorkspaceError,
-    ask,
-    elbo,
-    entropy,
-    evaluation,
-    grey_reference,
-    kept_change,
-    load_judge,
-    mean_interval,
-    model_metrics,
-    negative_elbo_terms,
-    one_hot,
-    reference_metrics,
-)
-from amnesia.evaluation import forgetting_metrics, frechet, wilson_interval
+from amnesia import CVAE, Classifier, Pictures, Saved, Workspace, WorkspaceError, elbo, entropy, evaluation, load_judge, one_hot
+from amnesia.evaluation import ask, forgetting_metrics, frechet, mean_interval, model_metrics, reference_metrics, wilson_interval
 
 
 def test_frechet_equals_scipys_matrix_root():
@@ -44,16 +25,21 @@ def test_frechet_equals_scipys_matrix_root():
     assert frechet(torch.tensor(a), torch.tensor(a))[0] == pytest.approx(0, abs=1e-6)
 
 
-def test_wilson_interval_is_newcombes_example():
+def test_the_frechet_distances_interval_is_1_96_standard_errors_by_the_bootstrap():
+    """The spread of the distance over fresh samples from the same distribution, which the bootstrap stands for."""
+    generator = torch.Generator().manual_seed(0)
+    real = torch.randn(2000, 3, generator=generator)
+    fresh = [frechet(1.5 + torch.randn(300, 3, generator=generator), real, resamples=2)[0] for _ in range(200)]
+    value, (low, high) = frechet(1.5 + torch.randn(300, 3, generator=generator), real, resamples=400)
+    assert value == pytest.approx((low + high) / 2)
+    assert high - low == pytest.approx(2 * 1.96 * torch.tensor(fresh).std().item(), rel=0.25)
+
+
+def test_the_other_intervals():
     """Newcombe 1998 (Two-sided confidence intervals for the single proportion), Table I, method 3: 81 of 263."""
     assert wilson_interval(81, 263) == (81 / 263, pytest.approx([0.2553, 0.3662], abs=1e-4))
-    assert wilson_interval(0, 50)[1][0] == 0 and wilson_interval(50, 50)[1][1] == 1
-
-
-def test_mean_interval():
-    values = torch.tensor([1.0, 2.0, 3.0, 6.0])
-    mean, (low, high) = mean_interval(values)
-    assert (mean, (high - low) / 2) == pytest.approx((3.0, 1.959964 * np.std(values.numpy(), ddof=1) / 2))
+    mean, (low, high) = mean_interval(torch.tensor([1.0, 2.0, 3.0, 6.0]))
+    assert (mean, (high - low) / 2) == pytest.approx((3.0, 1.959964 * np.std([1, 2, 3, 6], ddof=1) / 2))
 
 
 def test_what_is_left_of_forgotten_labels():
@@ -69,83 +55,61 @@ def test_what_is_left_of_forgotten_labels():
     assert figures["forgotten_contrast"][0] == pytest.approx(255 * (1 / 2 + math.sqrt(1 / 16 * 15 / 16) + 0) / 3)
 
 
-def test_the_change_of_the_elbo_is_paired():
-    """A model whose bound of every image is a nat lower: no spread is left, however much the images differ."""
-    class Constant(torch.nn.Module):
-        latent_dim = 2
-
-        def __init__(self, offset):
-            super().__init__()
-            self.offset = offset
-
-        def encode(self, x, y):
-            return torch.zeros(2, len(x), 2)
-
-        def decode(self, z, y):
-            return torch.cat([torch.full((len(z), 1), self.offset), torch.full((len(z), 783), 2.0)], 1)
-
-    images = torch.randint(256, (60, 784), dtype=torch.uint8)
-    images[:, 0] = 0                                                    # a black pixel costs log(1 + e^offset)
-    test = Pictures(images, torch.arange(60) % 10)
-    change = kept_change(Constant(0.0), Constant(3.0), test, [1, 2])
-    assert change["kept_elbo"] == pytest.approx(math.log(2) - math.log1p(math.exp(3)), abs=1e-3)
-    low, high = change["interval95"]["kept_elbo"]
-    assert low <= change["kept_elbo"] <= high and high - low < 1e-3
-    low, high = mean_interval(elbo(Constant(0.0), test.only([1, 2])))[1]
-    assert high - low > 1                                               # of the images, which differ
-
-
 class Oracle(torch.nn.Module):
-    """A judge that reads the label off the image's first pixel."""
+    """A judge that reads the label off the image's first pixel, and notes what it is shown."""
 
     def __init__(self):
         super().__init__()
-        self.config, self.scale = {"shape": [1, 28, 28]}, torch.nn.Parameter(torch.tensor(100.0))
+        self.config, self.scale, self.shown = {"shape": [1, 28, 28]}, torch.nn.Parameter(torch.tensor(100.0)), []
 
     def features(self, x):
+        self.shown.append(x)
         return x[:, :16]
 
     def head(self, x):
         return -self.scale * (255 * x[:, :1] - torch.arange(10)).abs()
 
 
-def test_blocks_of_a_known_case(cvae):
+def test_blocks_of_a_known_case():
     """Label 0 is drawn as an 8, a tenth of label 4 as a 5, a quarter of label 9, forgotten before, as a 1, all else as itself."""
     samples = torch.randint(10, 256, (10, 20, 28, 28), dtype=torch.uint8)
     samples[:, :, 0, 0] = torch.arange(10)[:, None]
     samples[0, :, 0, 0] = 8
     samples[4, :2, 0, 0], samples[9, :5, 0, 0] = 5, 1
-    test = Pictures(torch.randint(256, (300, 784), dtype=torch.uint8), torch.arange(300) % 10)
-    block = model_metrics(Oracle(), samples, cvae, test, [0], list(range(1, 9)), before=[9])
+    bounds, real = (torch.randn(30), torch.randn(20)), torch.rand(99, 16)
+    block = model_metrics(samples, ask(Oracle(), samples), real, bounds, [0], list(range(1, 9)), before=[9])
     confusion = torch.tensor(block["confusion"])
     assert (confusion.sum(1) == 20).all() and confusion[0, 8] == 20 and confusion[4, 5] == 2
-    assert block["forgotten_probability"] == pytest.approx(0, abs=1e-6) and block["forgotten_share"] == 0
-    assert block["forgotten_contrast"] == pytest.approx(samples[0].flatten(1).double().numpy().std(1).mean())
-    assert block["before_forgotten_share"] == 0.75 and block["before_forgotten_probability"] == pytest.approx(0.75, abs=1e-4)
-    assert block["kept_accuracy"] == pytest.approx(158 / 160)
-    assert block["kept_accuracy_worst"] == pytest.approx(0.9)
+    distance, _ = frechet(samples[1:9].reshape(160, -1)[:, :16] / 255, real)
+    assert [block[name] for name in (
+        "forgotten_probability", "forgotten_share", "before_forgotten_share", "before_forgotten_probability", "kept_accuracy",
+        "kept_accuracy_worst", "forgotten_contrast", "kept_frechet", "kept_elbo", "forgotten_elbo")] == pytest.approx(
+            [0, 0, 0.75, 0.75, 158 / 160, 0.9, samples[0].flatten(1).double().std(1, correction=0).mean().item(), distance,
+             bounds[0].mean().item(), bounds[1].mean().item()], abs=1e-4)
     for name, (low, high) in block["interval95"].items():
         assert low <= block[name] <= high, name
-    # the ELBO of real images, with the same noise for every model
-    kept = test.only(range(1, 9))
-    noise = torch.randn(len(kept), 4, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        expected = -sum(negative_elbo_terms(cvae, *kept[torch.arange(len(kept))], noise))
-    assert block["kept_elbo"] == pytest.approx(expected.mean().item(), rel=1e-5)
-    torch.testing.assert_close(elbo(cvae, kept), expected)
 
 
 def test_reference_of_a_known_case():
-    images = torch.randint(256, (400, 784), dtype=torch.uint8)
+    """By the figures, and by the pictures that the judge is shown: 128 of 255 everywhere, and every grey alike."""
+    images, judge, kept = torch.randint(256, (400, 784), dtype=torch.uint8), Oracle(), [0, 1, 3, 4, 5, 6, 8, 9]
     images[:, 0] = torch.arange(400) % 10
     digits = Pictures(images, torch.arange(400) % 10)
-    reference = reference_metrics(Oracle(), digits, digits, [2, 7], [0, 1, 3, 4, 5, 6, 8, 9], n=50)
+    real = ask(judge, images)
+    judge.shown.clear()
+    reference = reference_metrics(judge, digits, digits, real, [2, 7], kept, surrogate=digits.only([7]).images)
     assert reference["real"]["forgotten_probability"] == pytest.approx(1, abs=1e-6)
-    assert reference["real"]["kept_accuracy"] == 1
+    assert reference["real"]["kept_accuracy"] == reference["real"]["forgotten_share"] == 1
+    assert reference["surrogate"]["forgotten_share"] == 0.5
     assert reference["grey"]["forgotten_probability"] == pytest.approx(0, abs=1e-6)  # a first pixel of 128 reads as 9
     assert reference["grey"]["forgotten_contrast"] == reference["grey"]["forgotten_share"] == 0
-    assert reference["real"]["forgotten_share"] == 1 and 70 < reference["noise"]["forgotten_contrast"] < 77
-    assert reference["kept_frechet_floor"] == pytest.approx(0, abs=1e-3)
+    assert reference["kept_frechet_floor"] == pytest.approx(0, abs=1e-3) and "interval95" not in reference["grey"]
+    grey, = (x for x in judge.shown if x.std() == 0)
+    assert (grey == 128 / 255).all()
+    noise = torch.cat([x for x in judge.shown if len(x) == 500])
+    counts = (255 * noise).round().long().flatten().bincount(minlength=256)
+    assert len(noise) == 1000 and len(counts) == 256 and chisquare(counts).pvalue > 1e-4 and noise.std(0).min() > 0.2
+    assert 70 < reference["noise"]["forgotten_contrast"] < 77
 
 
 def test_the_judge_in_batches_equals_the_judge_at_once():
@@ -159,16 +123,19 @@ def test_the_judge_in_batches_equals_the_judge_at_once():
 
 def test_a_judge_is_trained_on_first_use_kept_and_refused_for_another_data_set(few, tmp_path, monkeypatch, capsys):
     fashion = Pictures(few[0].images, few[0].labels, "FashionMNIST few")
+    monkeypatch.setattr(evaluation, "load_pictures", lambda *_: [fashion, few[1]])
     monkeypatch.setattr(evaluation, "train_judge", partial(evaluation.train_judge, steps=3))
-    store, mnist = Workspace(tmp_path, dataset="FashionMNIST"), Workspace(tmp_path)
-    first = load_judge(store, "cpu", seed=2, train=fashion)
+    store, mnist, data = Workspace(tmp_path, dataset="FashionMNIST"), Workspace(tmp_path), {fashion.name: fashion.digest}
+    first = load_judge(store, "cpu", data, seed=2)
     assert first.name == "classifier-2.pt" and first.path.parent.name == "FashionMNIST" and first.settings["seed"] == 2
-    assert first.lineage == {fashion.name: fashion.digest} and "training this judge" in capsys.readouterr().out
-    assert load_judge(store, "cpu", seed=2).digest == first.digest and "training" not in capsys.readouterr().out
-    assert load_judge(mnist, "cpu").path.parent == mnist.released
+    assert first.lineage == data and "training this judge" in capsys.readouterr().out
+    assert load_judge(store, "cpu", data, seed=2).digest == first.digest and "training" not in capsys.readouterr().out
+    small = {few[0].name: few[0].digest}
+    assert load_judge(mnist, "cpu", small).path.parent == mnist.released        # the small set is a part of MNIST
     (mnist.checkpoints / "classifier-2.pt").write_bytes(first.path.read_bytes())
-    with pytest.raises(WorkspaceError, match="was trained on FashionMNIST"):
-        load_judge(mnist, "cpu", seed=2)
+    for place, other in ((mnist, small), (store, {fashion.name: "another"})):
+        with pytest.raises(WorkspaceError, match="was trained on FashionMNIST"):
+            load_judge(place, "cpu", other, seed=2)
 
 
 def test_the_judge_is_trained_on_turned_images_and_their_labels(few, tmp_path, monkeypatch):
@@ -180,14 +147,13 @@ def test_the_judge_is_trained_on_turned_images_and_their_labels(few, tmp_path, m
     def look(judge, loss, data, **choices):
         judge.eval().register_forward_pre_hook(lambda _, args: shown.append(args[0]))
         terms, ((x, y),), (moved,) = loss(), taken, shown
-        assert data is few[0] and len(x) == 100
-        assert terms.keys() == {"cross-entropy"}
+        assert data is few[0] and len(x) == 128
         assert terms["cross-entropy"].item() == pytest.approx(F.cross_entropy(judge(moved), y).item())
         assert ((moved - x).abs().mean(1) > 0.001).all() and 0.01 < (moved - x).abs().mean() < 0.15
         return {}
 
     monkeypatch.setattr(evaluation, "fit", look)
-    evaluation.train_judge(Workspace(tmp_path), few[0], batch_size=100)
+    evaluation.train_judge(Workspace(tmp_path), few[0])
     assert shown
 
 
@@ -205,54 +171,17 @@ def test_twins_are_of_one_z_by_the_seed_and_each_model_is_scored_by_its_own(few,
     run_here("04_sample", "stage.save(", workspace=str(tmp_path), n_per_class=40, seed=3)
     result = run_here("05_evaluate", "stage.save(", workspace=str(tmp_path))["result"]
     saved = torch.load(tmp_path / "checkpoints" / "samples-0.pt", weights_only=True)["state"]
-    judge, kept = Saved(RELEASED / "classifier.pt").build(Classifier, "cpu"), list(range(1, 10))
-    real = ask(judge, few[1].only(kept).images)[1]
+    judge, kept, bounds = Saved(RELEASED / "classifier.pt").build(Classifier, "cpu"), list(range(1, 10)), []
+    seen = ask(judge, few[1].images)
+    real = seen[1][few[1].mask(kept)]
     for title, name in (("original", "cvae"), ("amnesiac", "amnesiac-0")):
         cvae = Saved(RELEASED / f"{name}.pt").build(CVAE, "cpu")
-        scored = model_metrics(judge, saved[title], cvae, few[1], [0], kept)
+        bounds.append([elbo(cvae, few[1].only(labels)) for labels in (kept, [0])])
+        scored = model_metrics(saved[title], ask(judge, saved[title]), real, bounds[-1], [0], kept)
         assert (saved[title].double() - sampled(cvae, 40, 3)).abs().max() < 0.51, title
         assert getattr(result, title) == scored, title
-        distance = scored["kept_frechet"], scored["interval95"]["kept_frechet"]
-        assert distance == frechet(ask(judge, saved[title][kept])[1], real)
-    assert result.reference == reference_metrics(judge, *few, [0], kept)
+    change, interval = mean_interval(bounds[1][0] - bounds[0][0])                   # of the same images, one by one
+    assert result.change == {"kept_elbo": change, "interval95": {"kept_elbo": interval}}
+    assert result.reference == reference_metrics(judge, *few, seen, [0], kept)
     floor, _ = frechet(ask(judge, few[0].only(kept).images)[1], real)
     assert result.reference["kept_frechet_floor"] == pytest.approx(floor, rel=1e-4)
-
-
-class Certain(torch.nn.Module):
-    """A judge to whom every picture is the same label; it notes what it is shown."""
-
-    def __init__(self, label):
-        super().__init__()
-        self.config = {"shape": [1, 28, 28], "classes": 10}
-        self.p, self.label, self.seen = torch.nn.Parameter(torch.zeros(())), label, []
-
-    def features(self, x):
-        self.seen.append(x)
-        return x[:, :10] * 0
-
-    def head(self, features):
-        return features + 100 * F.one_hot(torch.tensor(self.label), 10)
-
-
-def test_the_references_are_of_flat_grey_and_of_uniform_noise(few):
-    """By the pictures that the judge is shown: 128 of 255 everywhere, and every grey alike."""
-    judge = Certain(3)
-    grey = grey_reference(judge, [3, 5])
-    assert (grey["forgotten_probability"], grey["entropy"]) == pytest.approx((0.5, 0), abs=1e-6)
-    assert judge.seen and all((x == 128 / 255).all() for x in judge.seen)
-    judge.seen.clear()
-    reference_metrics(judge, *few, [0], list(range(1, 10)), n=200)
-    noise, = (x for x in judge.seen if len(x) == 200 and 0.49 < x.mean() < 0.51)
-    counts = (255 * noise).round().long().flatten().bincount(minlength=256)
-    assert len(counts) == 256 and chisquare(counts).pvalue > 1e-4 and noise.std(0).min() > 0.2
-
-
-def test_the_frechet_distances_interval_is_1_96_standard_errors_by_the_bootstrap():
-    """The spread of the distance over fresh samples from the same distribution, which the bootstrap stands for."""
-    generator = torch.Generator().manual_seed(0)
-    real = torch.randn(2000, 3, generator=generator)
-    fresh = [frechet(1.5 + torch.randn(300, 3, generator=generator), real, resamples=2)[0] for _ in range(200)]
-    value, (low, high) = frechet(1.5 + torch.randn(300, 3, generator=generator), real, resamples=400)
-    assert value == pytest.approx((low + high) / 2)
-    assert high - low == pytest.approx(2 * 1.96 * torch.tensor(fresh).std().item(), rel=0.25)

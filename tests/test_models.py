@@ -2,12 +2,13 @@
 
 import ast
 
+import pytest
 import torch
 from cells import code
 from conftest import REPOSITORY
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
-from amnesia import CVAE, negative_elbo_terms, one_hot
+from amnesia import CVAE, elbo, negative_elbo_terms, one_hot
 
 
 def test_elbo_terms_are_the_definition(cvae):
@@ -25,6 +26,12 @@ def test_elbo_terms_are_the_definition(cvae):
         assert (kl > 0).all()
 
 
+def test_the_elbo_of_pictures_has_the_same_noise_for_every_model(cvae, few):
+    noise = torch.randn(len(few[1]), 4, generator=torch.Generator().manual_seed(0))
+    expected = -sum(negative_elbo_terms(cvae, *few[1][:], noise)).detach()
+    torch.testing.assert_close(elbo(cvae, few[1]), expected)
+
+
 def test_large_logits_cost_what_they_should(cvae):
     """No rounded 0 meets a logarithm."""
     with torch.no_grad():
@@ -34,13 +41,12 @@ def test_large_logits_cost_what_they_should(cvae):
     assert reconstruction.item() == 200 * 784
 
 
-def test_the_architecture_is_the_papers_and_config_rebuilds_it():
-    shapes = [tuple(p.shape) for p in CVAE().parameters() if p.ndim == 2]
-    assert shapes == [(512, 794), (256, 512), (16, 256), (256, 18), (512, 256), (784, 512)]
-    small = CVAE(3, (3, 8, 9), 5, (20,))
-    rebuilt = CVAE(**small.config)
-    rebuilt.load_state_dict(small.state_dict())
-    assert rebuilt.generate(torch.arange(5)).shape == (5, 3 * 8 * 9)
+def test_a_decoder_of_another_shape_is_told(cvae):
+    """Which would else be broadcast."""
+    decode = cvae.decode
+    cvae.decode = lambda z, y: decode(z, y)[:, None]
+    with pytest.raises(ValueError, match="decode"):
+        negative_elbo_terms(cvae, torch.zeros(2, 784), torch.eye(10)[:2])
 
 
 def test_generate_is_the_bernoulli_mean_and_a_start_is_the_average(cvae):
@@ -66,8 +72,12 @@ def plain(source, *names):
     return [ast.unparse(found[name]) for name in names]
 
 
-def test_the_model_in_notebook_01_is_the_helper_s():
+def test_the_model_in_notebook_01_is_the_helper_s_and_the_papers():
     """Its cell is there to be edited; as it is committed, it is what the other notebooks build."""
     cell = next(source for source in code("01_train_cvae") if "class CVAE(" in source)
     helper = (REPOSITORY / "notebooks" / "amnesia" / "models.py").read_text()
     assert plain(cell, "mlp", "CVAE") == plain(helper, "mlp", "CVAE")
+    shapes = [tuple(p.shape) for p in CVAE().parameters() if p.ndim == 2]
+    assert shapes == [(512, 794), (256, 512), (16, 256), (256, 18), (512, 256), (784, 512)]
+    small = CVAE(3, (3, 8, 9), 5, (20,))
+    assert CVAE(**small.config).load_state_dict(small.state_dict()) and small.generate(torch.arange(5)).shape == (5, 3 * 8 * 9)

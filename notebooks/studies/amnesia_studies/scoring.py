@@ -13,12 +13,12 @@ from .denoiser import nats, sample_all
 def score(experiment, model, forget, seed=0):
     """The figures of evaluation-<digits>.json; recall, a mean over kept labels; and a look() at each label."""
     (forgotten, kept), n = experiment.split(forget), experiment.samples
-    samples = sample_all(model, n, seed)
+    samples, test = sample_all(model, n, seed), experiment.test
     seen = ask(experiment.judge, samples)
     features, real = seen[1].view(model.classes, n, -1), experiment.real[1]
-    recalls = [recall(features[label], real[experiment.test.mask([label]).cpu()]) for label in kept]
-    return {**model_metrics(experiment.judge, samples.view(model.classes, n, -1), model, experiment.test, forgotten, kept,
-                            real=experiment.real, seen=seen, bound=experiment.bound),
+    recalls = [recall(features[label], real[test.mask([label]).cpu()]) for label in kept]
+    bounds = [experiment.bound(model, test.only(labels)) for labels in (kept, forgotten)]
+    return {**model_metrics(samples.view(model.classes, n, -1), seen, real[test.mask(kept).cpu()], bounds, forgotten, kept),
             "recall": sum(recalls) / len(kept), **look(seen[0], samples)}
 
 
