@@ -10,9 +10,9 @@ from conftest import RELEASED
 
 from amnesia.checkpoints import sha256
 from amnesia_studies.experiment import SECOND_JUDGE
+from amnesia_studies.logs import Log
 from amnesia_studies.methods import METHODS, OF_DENOISERS
 from amnesia_studies.runs import RUNS
-from amnesia_studies.logs import Log
 from amnesia_studies.tables import GONE, controls, figures, less, markdown, released, spread, summary, table
 
 FILES = "cvae.pt", "fim-cvae.pt", "classifier.pt", "classifier-1.pt", "denoiser.pt", "fim-denoiser.pt"
