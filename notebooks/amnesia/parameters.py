@@ -33,8 +33,7 @@ def check_parameters(**parameters):
             raise ValueError(f"{name}={value!r}: expected {' or '.join(map(repr, CHOICES[name]))}.")
         least, most = RANGES.get(name, (None, None))
         if name in RANGES and not (type(value) in (int, type(least)) and least <= value <= most):      # NaN is in no range
-            kind = "a whole number" if type(least) is int else "a number"
-            raise ValueError(f"{name}={value!r}: expected {kind} of Python's own, and no text, from {least:,} to {most:,}.")
+            raise ValueError(f"{name}={value!r}: expected {type(least).__name__}, from {least:,} to {most:,}.")
 
 
 def labels_of(asked, classes, name="forget"):

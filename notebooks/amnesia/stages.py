@@ -98,9 +98,8 @@ class Stage:
             with torch.random.fork_rng([]):                 # the run that follows draws what it would have drawn
                 Saved(self.path, pack(self.path.name, content)).build(cls, "cpu")
         except Exception as error:
-            raise WorkspaceError(f"Once saved, this model could not be read again, so it is not trained ({error}). Its class is "
-                                 "to be called CVAE, in one cell that holds all it needs, imports too, and to have "
-                                 f"{', '.join(CONTRACT)}.") from error
+            raise WorkspaceError(f"Once saved, this model could not be read again, so it is not trained ({error}). Its class "
+                                 f"is to be called CVAE, in one cell that holds all it needs, and to have {CONTRACT}.") from error
 
     def save(self, **content):
         """Saves the finished stage and returns it as Saved: state, config and metrics for a .pt, plain values for a .json.
