@@ -136,7 +136,8 @@ def test_a_drive_that_refuses_is_asked_once_more_and_what_was_there_stays_whole(
         patch.setattr(owner, name, refusing)
         assert save(store, seed=1).digest == store.load("cvae.pt").digest and times == 1
     assert not errors and not [*store.checkpoints.glob(".*.tmp")]
-    assert before in [path.read_bytes() for path in store.checkpoints.glob("cvae*.pt")]
+    files = [path.read_bytes() for path in store.checkpoints.glob("cvae*.pt")]
+    assert before in files and all(checkpoints.unpack("cvae.pt", whole) for whole in files)
 
 
 def test_progress_that_cannot_be_saved_costs_no_run_and_a_damaged_one_is_refused(store, monkeypatch, capsys):
