@@ -15,7 +15,7 @@ from jupyter_client.manager import start_new_kernel
 
 from amnesia import Saved, grow
 
-pytestmark = [pytest.mark.slow, pytest.mark.live]
+pytestmark = [pytest.mark.slow, pytest.mark.live, pytest.mark.usefixtures("no_figures")]
 BUDGET = {"01": "steps, batch_size, dataset = 20, 16, 'noise.npz'", "03": "steps, batch_size = 12, 16"}
 # Once: progress is saved at the first step, and then the cell is interrupted. The first optimizer imports half of torch: an
 # interrupt in the middle of an import leaves Python's own modules half made, which only a restart mends.

@@ -43,7 +43,7 @@ def test_every_control_of_the_panel_changes_the_pictures(controls):
 @pytest.mark.parametrize(("answer", "truth", "right"), [
     ("less", "less", True), ("more", "less", False), (None, "less", None), (None, 1.0, None), ("less", 1.0, False),
     (543.4, torch.tensor(543.427), True), (543.4, 540.0, False), (-0.0, 0.0, True), (1, 0, False),
-    (torch.ones(3, requires_grad=True), torch.ones(3), True), (torch.ones(2), torch.ones(3), False),
+    (torch.ones(3, requires_grad=True), torch.ones(3), True), (torch.ones(2), torch.ones(3), False), (1.0, torch.ones(3), False),
     ("0,3", 0.3, False), (lambda x: 2 * x, 2.0, False)])
 def test_an_answer_is_right_or_not_yet_or_missing_and_nothing_is_raised(capsys, answer, truth, right):
     check(answer, truth, "so it is.")

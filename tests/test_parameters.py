@@ -43,7 +43,7 @@ def test_a_value_is_one_of_its_own_or_refused_by_name(name):
             check_parameters(**{name: value})
 
 
-def test_labels_are_taken_as_people_write_them():
+def test_labels_are_taken_as_people_write_them(tmp_path):
     classes = [*"01234567", "Trouser", "Dress"]
     for asked in ([3, 9], (9, 3), {3, 9}, np.array([3, 9]), torch.tensor([9, 3]), [3, "dress"], [np.int64(9), "3"]):
         assert labels_of(asked, classes) == [3, 9]
@@ -52,6 +52,8 @@ def test_labels_are_taken_as_people_write_them():
     for bad in ([10], [-1], 3.0, [2.7], True, None, "[3, 8]", "hat", [[3]], {3: 8}, np.array([True]), [3, None]):
         with pytest.raises(ValueError, match="forget="):
             labels_of(bad, classes)
+    stage = run_here("03", "begin(", workspace=str(tmp_path), forget=("8", 3), surrogate="7")["stage"]
+    assert (stage.record["settings"]["forget"], stage.record["settings"]["surrogate"], stage.tag) == ([3, 8], 7, "3-8")
 
 
 @pytest.mark.parametrize(("number", "parameters", "said"), [
