@@ -1,6 +1,5 @@
 """A notebook's cells, run in this process as a kernel would: for tests that look at what they define."""
 
-import hashlib
 import linecache
 from functools import cache
 
@@ -8,10 +7,10 @@ import matplotlib
 import nbformat
 from conftest import REPOSITORY
 
-STEMS = [path.stem for path in sorted((REPOSITORY / "notebooks").glob("0[1-5]_*.ipynb")) if "-" not in path.stem]
 # What the five are run with here
 FEW = {"01": {"steps": 12, "batch_size": 16}, "02": {"n_samples": 60}, "03": {"steps": 12, "batch_size": 16},
        "04": {"n_per_class": 8}, "05": {}}
+STEMS = ["01_train_cvae", "02_compute_fim", "03_forget", "04_sample", "05_evaluate"]
 
 
 @cache
@@ -27,20 +26,19 @@ def code(stem):
             else source for source in sources(stem)]
 
 
-def execute(cells, until="", names=None, **parameters):
+def execute(cells, until="", **parameters):
     """What these cells define, run in order, on the CPU unless the parameters say otherwise; those that the first cell does
-    not have are left out. The last one that is run is the first that holds the text `until`. names: of cells run before."""
+    not have are left out. The last one that is run is the first that holds the text `until`."""
     matplotlib.use("agg")
-    first, names = names is None, {"__name__": "__main__"} if names is None else names
+    names = {"__name__": "__main__"}
     for source in cells:
-        file = f"<cell {hashlib.sha256(source.encode()).hexdigest()[:12]}>"
+        file = f"<cell {hash(source)}>"
         linecache.cache[file] = len(source), None, [f"{line}\n" for line in source.splitlines()], file      # as IPython does
         exec(compile(source, file, "exec"), names)
-        if first:
+        if source is cells[0]:
             names |= {name: value for name, value in {"device": "cpu", **parameters}.items() if name in names}
-        first = False
         if until and until in source:
-            break
+            return names
     return names
 
 
@@ -59,6 +57,6 @@ def run_here(stem, until="", model_cell=None, **parameters):
     return execute(makes(cells) if until == "stage.save(" else cells, until, **parameters)
 
 
-def run_all(numbers=tuple(FEW), until="", **parameters):
+def run_all(numbers=tuple(FEW), **parameters):
     """{number: what it defines} of several notebooks, one after the other, with FEW where the parameters say nothing else."""
-    return {number: run_here(number, until, **{**FEW[number], **parameters}) for number in numbers}
+    return {number: run_here(number, **{**FEW[number], **parameters}) for number in numbers}

@@ -10,9 +10,7 @@ import hashlib
 import io
 import json
 import os
-import platform
 import re
-import secrets
 import sys
 import time
 import zipfile
@@ -29,8 +27,9 @@ RELEASED = ROOT / "checkpoints" / "released" if CLONE else Path(sys.prefix, "sha
 HOME = ROOT if CLONE else Path.cwd()
 SOURCE = re.compile(r"model-\w+\.py").fullmatch             # what the source of a reader's model is called
 DRIVE = Path("/content/drive")                              # where Colab mounts Google Drive
-MADE_BY = {"fim": "02_compute_fim", "amnesiac": "03_forget", "classifier": "03_forget", "samples": "04_sample",
-           "evaluation": "05_evaluate", "denoiser": "studies/4_elsewhere"}                  # and all else by 01_train_cvae
+# By how a file's name begins. A judge is made wherever it is missing, and a denoiser by no notebook.
+MADE_BY = {"cvae": "01_train_cvae", "model-": "01_train_cvae", "fim-cvae": "02_compute_fim", "fim-amnesiac": "02_compute_fim",
+           "amnesiac": "03_forget", "samples": "04_sample", "evaluation": "05_evaluate"}
 
 
 class WorkspaceError(RuntimeError):
@@ -42,22 +41,18 @@ def sha256(content):
     return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
 
 
-def kind_of(name):
-    """What a file holds, by its name: 'fim-cvae.pt' holds a 'fim'."""
-    return name.split(".")[0].split("-")[0]
-
-
 def refused(path, why):
-    """The WorkspaceError for a file that cannot be taken: why, and how to get a good one."""
-    return WorkspaceError(f"{path} {why} Run {MADE_BY.get(kind_of(path.name), '01_train_cvae')}.ipynb to make it.")
+    """The WorkspaceError for a file that cannot be taken: why, and which notebook makes a good one."""
+    makers = [f" Run {notebook}.ipynb to make it." for begins, notebook in MADE_BY.items() if path.name.startswith(begins)]
+    return WorkspaceError(f"{path} {why}{''.join(makers)}")
 
 
-def retry(action):
-    """action(), and once more after a second if a drive refuses it; then raises what it said."""
+def retry(action, *arguments):
+    """action(*arguments), and once more after a second if a drive refuses it; then raises what it said."""
     with suppress(OSError):
-        return action()
+        return action(*arguments)
     time.sleep(1)
-    return action()
+    return action(*arguments)
 
 
 def there(path):
@@ -74,11 +69,11 @@ def write(path, content):
     Raises WorkspaceError, with what was there untouched, when the disk is full, read-only or gone.
     """
     there(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        retry(lambda: temporary.write_bytes(content))
-        retry(lambda: os.replace(temporary, path))
+        retry(temporary.write_bytes, content)
+        retry(os.replace, temporary, path)
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
@@ -87,8 +82,8 @@ def write(path, content):
 
 def pack(name, content):
     """The bytes of a file of this name: torch.save's, or JSON with a checksum, so that no altered number passes."""
-    versions = {"python": platform.python_version(), "torch": str(torch.__version__), "hardware": hardware()}
-    content = {"kind": kind_of(name), "name": name, **content, "versions": versions}
+    versions = {"python": sys.version.split()[0], "torch": str(torch.__version__), "hardware": hardware()}
+    content = {"kind": re.split(r"[-.]", name)[0], "name": name, **content, "versions": versions}
     if name.endswith(".json"):
         return json.dumps({**content, "sha256": sha256(json.dumps(content))}, indent=1).encode()
     file = io.BytesIO()
@@ -112,16 +107,15 @@ def unpack(name, packed):
 class Saved:
     """A file that was read and checked: its path, name, digest (SHA-256), and its entries as attributes: saved.state, ...
 
-    packed: its bytes, if known. Raises WorkspaceError for what cannot be read, is damaged, or is not what its name says.
+    packed: its bytes, if known. Raises WorkspaceError for what is damaged or not what its name says, OSError for what a drive
+    refuses twice.
     """
 
     def __init__(self, path, packed=None):
         there(path)
+        packed = packed or retry(path.read_bytes)           # once: another run may replace the file at any moment
         try:
-            packed = packed or retry(path.read_bytes)       # once: another run may replace the file at any moment
             entries = unpack(path.name, packed)
-        except (OSError, MemoryError) as error:
-            raise WorkspaceError(f"{path} could not be read ({error}): see to its drive, and run this cell again.") from error
         except Exception as error:                          # of any kind; and torch's own words advise to load it all the same
             raise refused(path, f"is damaged, or no file of this project ({type(error).__name__}). Move it away.") from error
         vars(self).update(entries)                          # before what follows, so that no entry passes for it
@@ -131,19 +125,16 @@ class Saved:
         """The object that was saved: cls(**config) with its state, on `device`, in eval mode.
 
         A model that was defined in notebook 01 is of the class of that name in the source beside the file: the reader's own
-        code, which is run. Raises WorkspaceError for what cannot be rebuilt, or another source than the one it was made from.
+        code, which is run. Raises WorkspaceError for another source than the one it was made from.
         """
         for path in map(self.path.with_name, filter(SOURCE, self.lineage)):
             source, namespace = path.read_bytes() if there(path) else b"", {"__name__": "model"}
             if sha256(source) != self.lineage[path.name]:
                 raise refused(path, f"defines the model of {self.path}, and is not there any more, or another.")
             exec(compile(source, str(path), "exec"), namespace)
-            cls = namespace.get(cls.__name__, cls)
-        try:
-            built = cls(**self.config)
-            built.load_state_dict(self.state)
-        except Exception as error:                          # whatever a reader's own class raises
-            raise WorkspaceError(f"{self.path}: {cls.__name__}(**config) does not rebuild what it holds: {error}") from error
+            cls = namespace[cls.__name__]
+        built = cls(**self.config)
+        built.load_state_dict(self.state)
         return built.to(device).eval()
 
 
@@ -152,32 +143,27 @@ class Workspace:
 
     folder: a path, a relative one below the project's folder (one place for all notebooks); or "auto": $AMNESIA_WORKSPACE
     if set; on Colab My Drive/selective-amnesia if Drive is mounted; on Kaggle its working folder; else the project's. Files
-    of another `dataset` than MNIST, as in load_pictures, lie in a folder of its name. Raises ValueError for what is no
-    path, and WorkspaceError if it can't be written.
+    of another `dataset` than MNIST, as in load_pictures, lie in a folder of its name. Raises WorkspaceError if it can't be
+    written.
     """
 
     def __init__(self, folder="auto", use_drive=True, dataset="MNIST"):
-        self.source, dataset = dataset, Path(dataset).stem
-        if not isinstance(folder, str | os.PathLike) or not str(folder):
-            raise ValueError(f'workspace={folder!r}: expected a folder\'s path, or "auto".')
         usual = "/kaggle/working" if HOME.is_relative_to("/kaggle/input") else HOME
-        if use_drive and os.path.ismount(DRIVE) and not HOME.is_relative_to(DRIVE):
+        if use_drive and os.path.ismount(DRIVE):
             usual = DRIVE / "MyDrive" / "selective-amnesia"
-        elif use_drive and "google.colab" in sys.modules and not os.path.ismount(DRIVE):
+        elif use_drive and "google.colab" in sys.modules:
             print("Google Drive is not mounted: files on this machine do not survive a disconnect.")
-        folder = (os.environ.get("AMNESIA_WORKSPACE") or usual) if folder == "auto" else folder
-        part = "" if dataset == "MNIST" else dataset
-        self.folder, self.dataset, self.released = HOME / Path(folder).expanduser(), dataset, RELEASED / part
-        self.data, self.checkpoints, self.figures = (self.folder / "data", self.folder / "checkpoints" / part,
-                                                     self.folder / "figures" / part)
+        folder = (os.environ.get("AMNESIA_WORKSPACE") or usual) if folder in ("auto", "", None) else folder
+        self.folder, self.source, self.dataset = HOME / Path(str(folder)).expanduser(), dataset, Path(dataset).stem
+        part = "" if self.dataset == "MNIST" else self.dataset
+        self.data, self.released = self.folder / "data", RELEASED / part
+        self.checkpoints, self.figures = self.folder / "checkpoints" / part, self.folder / "figures" / part
         # Seconds between two saves of progress. Drive keeps every version that was replaced in its bin for a month.
         self.save_seconds = 60 if self.folder.is_relative_to(DRIVE) else 8
         write(self.checkpoints / ".writable", b"")          # to be told now, and not after an hour of training
 
     def find(self, name):
-        """The path of an input: the workspace's own file, else the released one, else None. Raises ValueError for a path."""
-        if not name or Path(name).name != name or name.startswith("."):
-            raise ValueError(f"{name!r}: expected a plain file name, such as 'cvae.pt'.")
+        """The path of an input: the workspace's own file, else the released one, else None."""
         return next((folder / name for folder in (self.checkpoints, self.released) if there(folder / name)), None)
 
     def load(self, name, made_from=()):

@@ -1,7 +1,5 @@
 """What a reader may set, checked; the call that begins a notebook's stage with it; and what a reader answers, checked."""
 
-from numbers import Integral
-
 import torch
 
 from .checkpoints import Workspace, refused
@@ -18,14 +16,13 @@ RANGES = {"steps": (1, 10**7), "batch_size": (1, 10**5), "latent_dim": (1, 128),
 CHOICES = {"overwrite": (True, False), "use_drive": (True, False), "full": (True, False),
            "remember": ("distil", "replay"), "schedule": ("one-cycle", "constant")}
 # Of each stage: the file that it makes; those that it reads beside the model, each made from those before it; and what shapes
-# the file and is recorded
-STAGES = {"01": ("cvae.pt", {}, "dataset seed steps batch_size learning_rate schedule weight_decay dropout latent_dim"),
-          "02": ("fim-{model}.pt", {}, "dataset seed model n_samples"),
-          "03": ("amnesiac-{tag}.pt", {"fim": "fim-{model}.pt"},
-                 "dataset seed model forget steps batch_size learning_rate schedule lam gamma remember surrogate"),
-          "04": ("samples-{tag}.pt", {"amnesiac": "amnesiac-{tag}.pt"}, "dataset seed model forget n_per_class"),
-          "05": ("evaluation-{tag}.json", {"amnesiac": "amnesiac-{tag}.pt", "samples": "samples-{tag}.pt"},
-                 "dataset seed model forget")}
+# the file, beside `dataset` and `seed`, and is recorded
+STAGES = {"01": ("cvae.pt", (), "steps batch_size learning_rate schedule weight_decay dropout latent_dim"),
+          "02": ("fim-{model}.pt", (), "model n_samples"),
+          "03": ("amnesiac-{tag}.pt", ("fim-{model}.pt",),
+                 "model forget steps batch_size learning_rate schedule lam gamma remember surrogate"),
+          "04": ("samples-{tag}.pt", ("amnesiac-{tag}.pt",), "model forget n_per_class"),
+          "05": ("evaluation-{tag}.json", ("amnesiac-{tag}.pt", "samples-{tag}.pt"), "model forget")}
 DIGITS = {"shape": [1, 28, 28], "classes": list("0123456789")}      # of files from before these were recorded
 
 
@@ -33,42 +30,24 @@ def check_parameters(**parameters):
     """Raises ValueError, naming the parameter, for what is no number of Python's own, or lies outside its range, and for
     what is none of its choices: "no" would be taken for yes."""
     for name, value in parameters.items():
-        if name in CHOICES and not any(type(value) is type(choice) and value == choice for choice in CHOICES[name]):
+        if name in CHOICES and repr(value) not in map(repr, CHOICES[name]):
             raise ValueError(f"{name}={value!r}: expected {' or '.join(map(repr, CHOICES[name]))}.")
         least, most = RANGES.get(name, (None, None))
         if name in RANGES and not (type(value) in (int, type(least)) and least <= value <= most):      # NaN is in no range
-            kind = "a whole number" if type(least) is int else "a number"
-            raise ValueError(f"{name}={value!r}: expected {kind} of Python's own, and no text, from {least:,} to {most:,}.")
+            raise ValueError(f"{name}={value!r}: expected {type(least).__name__}, from {least:,} to {most:,}.")
 
 
 def labels_of(asked, classes, name="forget"):
     """Labels or names of classes, one or several, as a sorted list of labels. Raises ValueError, naming the parameter."""
     asked = asked.tolist() if hasattr(asked, "tolist") else asked
-    names, found = [*classes, *map(str.casefold, classes)], []       # "a" is not "A" where both are there
-    for each in asked if isinstance(asked, (list, tuple, set)) else [asked]:
-        if isinstance(each, str) and (each in names or each.casefold() in names):
-            found.append(names.index(each if each in names else each.casefold()) % len(classes))
-        elif isinstance(each, Integral) and not isinstance(each, bool) and 0 <= each < len(classes):
-            found.append(int(each))
-        else:
-            raise ValueError(f"{name}={asked!r}: expected a list of labels from 0 to {len(classes) - 1}, or of names among "
-                             f"{', '.join(classes)}, as in {name}=[0] or {name}=[{classes[0]!r}]; papermill takes a list by -y.")
-    return sorted(set(found))
-
-
-def forget_from(saved, forget, classes):
-    """What the parameter `forget` asks of the model in a file (Saved): (forgotten, kept, before), sorted lists of labels.
-
-    before: what that model has forgotten already; it is in neither of the others. Raises ValueError unless something is
-    forgotten, and something kept.
-    """
-    before = sorted({*saved.settings.get("forget", []), *saved.settings.get("forgotten_before", [])})
-    forgotten = labels_of(forget, classes)
-    kept = [label for label in range(len(classes)) if label not in {*forgotten, *before}]
-    if not forgotten or not kept or set(before) & set(forgotten):
-        already = f" This model has forgotten {', '.join(classes[label] for label in before)} already." if before else ""
-        raise ValueError(f"forget={forget!r}: expected some of {len(classes)} classes, and not all.{already}")
-    return forgotten, kept, before
+    labels = {key: label for written in (str.casefold, str)            # "a" is not "A" where both are there
+              for label, title in enumerate(classes) for key in (label, written(title))}
+    try:
+        return sorted({labels[each if isinstance(each, str) else int(str(each))]            # which is neither True nor 3.0
+                       for each in (asked if isinstance(asked, (list, tuple, set)) else [asked])})
+    except (KeyError, ValueError):
+        raise ValueError(f"{name}={asked!r}: expected a list of labels from 0 to {len(classes) - 1}, or of names among "
+                         f"{', '.join(classes)}, as in {name}=[0] or {name}=[{classes[0]!r}]; papermill: by -y.") from None
 
 
 def check_pictures(data, train, path):
@@ -89,9 +68,10 @@ def begin(number, notebook):
     missing, damaged, or does not belong to the others.
     """
     makes, reads, shaping = STAGES[number]
-    given = {name: notebook[name] for name in (*shaping.split(), "overwrite", "use_drive", "workspace", "device")}
+    shaping = ["dataset", "seed", *shaping.split()]
+    given = {name: notebook[name] for name in (*shaping, "overwrite", "use_drive", "workspace", "device")}
     check_parameters(**given)
-    settings = {name: given[name] for name in shaping.split()} | {"dataset": name_of(given["dataset"])}
+    settings = {name: given[name] for name in shaping} | {"dataset": name_of(given["dataset"])}
     store, dev = Workspace(given["workspace"], given["use_drive"], given["dataset"]), pick_device(given["device"])
     data = load_pictures(given["dataset"], store.data, dev) if number in ("01", "05") else []
     files, more = {}, dict(zip(("train", "test"), data, strict=False))
@@ -102,27 +82,32 @@ def begin(number, notebook):
         settings["model"] = model = str(given["model"]).removesuffix(".pt")     # "cvae.pt" is meant as "cvae"
         original = files["original"] = store.load(f"{model}.pt")
         pictures = getattr(original, "pictures", DIGITS | {"data": original.lineage if model == "cvae" else {}})
-        if original.settings.get("dataset", settings["dataset"]) != settings["dataset"]:
-            raise ValueError(f"dataset={given['dataset']!r}: {original.path} is of {original.settings['dataset']!r}.")
+        if (of := original.settings.get("dataset", settings["dataset"])) != settings["dataset"]:
+            raise ValueError(f"dataset={given['dataset']!r}: {original.path} is of {of!r}.")
+    classes = pictures["classes"]
     if "forget" in given:
-        forgotten, kept, before = forget_from(original, given["forget"], pictures["classes"])
+        before = sorted({*original.settings.get("forget", []), *original.settings.get("forgotten_before", [])})
+        settings["forget"] = forgotten = labels_of(given["forget"], classes)
+        kept = [label for label in range(len(classes)) if label not in {*forgotten, *before}]
+        if not forgotten or not kept or {*before} & {*forgotten}:
+            raise ValueError(f"forget={given['forget']!r}: expected some of {len(classes)} classes, and not all. This model "
+                             f"has forgotten {', '.join(classes[label] for label in before) or 'none'} already.")
         more |= {"forgotten": forgotten, "kept": kept, "before": before, "tag": "-".join(map(str, sorted(before + forgotten)))}
-        settings["forget"] = forgotten
     names = settings | more
-    for title, file in reads.items():
-        files[title] = store.load(file.format_map(names), made_from=[*files.values()])
+    for file in reads:
+        files[file.split("-")[0]] = store.load(file.format_map(names), made_from=[*files.values()])
     if number == "03":
         settings["forgotten_before"] = before
         if settings["surrogate"] != "noise":
-            settings["surrogate"], = labels_of(settings["surrogate"], pictures["classes"], "surrogate")
+            settings["surrogate"], = labels_of(settings["surrogate"], classes, "surrogate")
             if settings["surrogate"] in forgotten:
                 raise ValueError(f"surrogate={given['surrogate']!r} is itself to be forgotten: choose a kept one.")
     if number == "05":
-        check_pictures(pictures["data"], data[0], files["original"].path)
+        check_pictures(pictures["data"], data[0], original.path)
         files["judge"] = load_judge(store, dev, pictures["data"])
     return Stage(store, makes.format_map(names), settings, [*files.values(), *data], given["overwrite"], **more, files=files,
                  store=store, dev=dev, notebook=notebook, pictures=pictures, shape=tuple(pictures["shape"]),
-                 classes=tuple(pictures["classes"]), given={name: repr(value) for name, value in given.items()})
+                 classes=tuple(classes), given={name: repr(value) for name, value in given.items()})
 
 
 def fault(answer, truth, rel):
@@ -136,7 +121,7 @@ def fault(answer, truth, rel):
         return ""
     factor = (answer * truth).sum() / truth.square().sum()
     near = (answer - factor * truth).norm() <= rel * (factor * truth).norm()
-    return f"it is {factor:.3g} times what it should be." if near else "its shape is right, but no factor makes its values right."
+    return f"it is {factor:.3g} times what it should be." if near else "its shape is right, its values are not."
 
 
 def check(answer, truth, because, rel=1e-3, on=()):
@@ -148,7 +133,7 @@ def check(answer, truth, because, rel=1e-3, on=()):
     if answer is None:
         return print("Not answered yet: put your answer in the place of None, and run this cell again.")
     try:
-        wrong = fault(answer(*on) if callable(answer) else answer, truth(*on) if callable(truth) else truth, rel)
+        wrong = fault(*(value(*on) if callable(value) else value for value in (answer, truth)), rel)
     except Exception as error:                              # whatever a reader's own function raises
         wrong = f"{type(error).__name__}: {error}"
     print(f"Not yet right: {wrong}" if wrong else f"Right: {because}")

@@ -16,15 +16,6 @@ from .device import generators
 CONTRACT = "encode", "decode", "generate", "latent_dim", "config"   # what a model must have
 
 
-def source_of(model):
-    """The text of the cell, or of the reader's module, that defines a model's class; "" for the one that stands here."""
-    cls = type(model)
-    if cls.__module__.partition(".")[0] == "amnesia":
-        return ""
-    function = next(value for value in vars(cls).values() if inspect.isfunction(value))
-    return "".join(linecache.getlines(inspect.unwrap(function).__code__.co_filename))
-
-
 def code_of(*functions):
     """{name: SHA-256} of these functions of a notebook and of those that they call: their code without its comments."""
     found, left = {}, [*functions]
@@ -51,7 +42,7 @@ class Stage:
     def __init__(self, workspace, name, settings, inputs=(), overwrite=False, **more):
         vars(self).update(settings | more)
         self.path, self.overwrite, self.save_seconds = workspace.checkpoints / name, overwrite, workspace.save_seconds
-        self.saved, self.saved_at = None, time.monotonic()
+        self.saved_at = time.monotonic()
         # a reader's own model goes on to what is made from it
         kept = {name: digest for source in inputs for name, digest in getattr(source, "lineage", {}).items() if SOURCE(name)}
         lineage = {source.name: source.digest for source in inputs} | kept
@@ -80,8 +71,6 @@ class Stage:
         self.record["code"] = code_of(*functions)
         if model is not None:
             self.rehearse(model)
-        if self.saved and not self.changes(self.saved):     # made by this very kernel, whatever lies there by now
-            return self.saved
         if self.overwrite or not there(self.path):
             return None
         saved = Saved(self.path)
@@ -92,24 +81,25 @@ class Stage:
         return saved
 
     def rehearse(self, model):
-        """Saves an untrained model's source, packs the model, reads it again and rebuilds it. Raises WorkspaceError."""
-        kept = {name: digest for name, digest in self.record["lineage"].items() if not SOURCE(name)}
+        """Saves the text of the cell or module that defines an untrained model, packs the model and rebuilds it. Raises
+        WorkspaceError."""
+        cls, lineage = type(model), self.record["lineage"]
         try:
-            lacks = [name for name in CONTRACT if not hasattr(model, name)]
-            if lacks or type(model).__name__ != "CVAE":
-                raise AttributeError(f"{type(model).__name__} lacks {', '.join(lacks) or 'its name'}")
-            source = source_of(model)
+            if lacks := {"CVAE", *CONTRACT} - {cls.__name__, *dir(model)}:
+                raise AttributeError(f"{cls.__name__} lacks {', '.join(lacks)}")
+            for name in filter(SOURCE, [*lineage]):         # of the cell before it was edited
+                del lineage[name]
+            function = next(value for value in vars(cls).values() if inspect.isfunction(value))
+            source = "".join(linecache.getlines(inspect.unwrap(function).__code__.co_filename)).encode()
             name = f"model-{sha256(source)[:8]}.py"
-            self.record["lineage"] = kept | ({name: sha256(source)} if source else {})
-            if source:
-                write(self.path.with_name(name), source.encode())
+            lineage[name] = sha256(source)
+            write(self.path.with_name(name), source)
             content = {**self.record, "state": model.state_dict(), "config": model.config}
             with torch.random.fork_rng([]):                 # the run that follows draws what it would have drawn
-                Saved(self.path, pack(self.path.name, content)).build(type(model), "cpu")
+                Saved(self.path, pack(self.path.name, content)).build(cls, "cpu")
         except Exception as error:
             raise WorkspaceError(f"Once saved, this model could not be read again, so it is not trained ({error}). Its class "
-                                 "is to be called CVAE, in one cell that holds all it needs, imports too, and to have "
-                                 f"{', '.join(CONTRACT)}.") from error
+                                 f"is to be called CVAE, in one cell that holds all it needs, and to have {CONTRACT}.") from error
 
     def save(self, **content):
         """Saves the finished stage and returns it as Saved: state, config and metrics for a .pt, plain values for a .json.
@@ -126,7 +116,6 @@ class Stage:
                 print(f"{self.path.name} was another run's: kept as {kept}")
             write(self.path, packed)
         self.unfinished.unlink(missing_ok=True)
-        self.saved = saved
         return saved
 
     @property
@@ -163,7 +152,6 @@ class Stage:
             else:
                 part.load_state_dict(state)
         for kind, module in generators(device).items():
-            if kind in saved.rng:                           # else it was begun on another device
-                module.set_rng_state(saved.rng[kind])
+            module.set_rng_state(saved.rng.get(kind, module.get_rng_state()))       # its own, if begun on another device
         print(f"Going on from step {saved.done:,}, saved in {self.unfinished}")
         return saved.done

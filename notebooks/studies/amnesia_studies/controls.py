@@ -160,7 +160,7 @@ def taught(experiment, original, seed):
             noise = noise_pairs(len(y), digits.images.shape[1], y.device)
             return {"learn": nats(model, *digits.batch(128)).mean(), "forget": nats(model, noise, y).mean()}
 
-        models.append(task.minimise(model, loss, learning_rate=1e-3))
+        models.append(task.minimise(model, loss, 4000, learning_rate=3e-3))
     return averaged(experiment, *models)
 
 
