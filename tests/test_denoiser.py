@@ -11,17 +11,7 @@ from watching import flat, moved
 from amnesia import Classifier, Pictures, Saved, ask, one_hot
 from amnesia_studies import denoiser as module
 from amnesia_studies import methods
-from amnesia_studies.denoiser import (
-    Denoiser,
-    denoiser_fisher,
-    denoising_bound,
-    denoising_loss,
-    draw,
-    drawings,
-    sample,
-    times,
-    train,
-)
+from amnesia_studies.denoiser import Denoiser, denoising_loss, draw, sample, times
 from amnesia_studies.methods import OF_DENOISERS, Task, oracle, retrain
 
 
@@ -31,14 +21,17 @@ def no_rounding(monkeypatch):
     monkeypatch.setattr(module, "bfloat16_products", lambda device: nullcontext())
 
 
-@pytest.fixture
-def denoiser():
-    """A small one with random weights everywhere: as it is made, its last layer answers 0 to everything."""
-    torch.manual_seed(0)
-    denoiser = Denoiser((8, 16))
+def scrambled(denoiser):
+    """With random weights everywhere: as it is made, its last layer answers 0 to everything."""
     for p in denoiser.parameters():
         p.data += 0.1 * torch.randn_like(p)
     return denoiser
+
+
+@pytest.fixture
+def denoiser():
+    torch.manual_seed(0)
+    return scrambled(Denoiser((8, 16)))
 
 
 @pytest.fixture
@@ -49,7 +42,7 @@ def images():
 @pytest.mark.parametrize("taught", [False, True])
 def test_the_loss_is_kingma_and_gao_s_weighted_elbo_image_by_image(denoiser, images, taught):
     """In float64; a teacher's answer stands in the place of the noise itself."""
-    denoiser, teacher = denoiser.double(), Denoiser((8, 8)).double() if taught else None
+    denoiser, teacher = denoiser.double(), scrambled(Denoiser((8, 8))).double() if taught else None
     x, y, t, noise = (part.double() for part in (*images[:], torch.rand(3), torch.randn(3, 784)))
     for x_, y_, t_, e, loss in zip(x, y, t, noise, denoising_loss(denoiser, x, y, t, noise, teacher), strict=True):
         t_.requires_grad_()
@@ -85,7 +78,7 @@ def test_times_are_spread_evenly_from_a_random_start_in_a_random_order():
 def test_the_released_model_draws_the_digits_that_it_is_asked_for():
     """Two of each label, by the sampler as it stands: no other embedding of time, nor guidance, would be taken for digits."""
     denoiser = Saved(RELEASED / "denoiser.pt").build(Denoiser, "cpu")
-    own, judge = drawings(denoiser, n=2), Saved(RELEASED / "classifier.pt").build(Classifier, "cpu")
+    own, judge = module.drawings(denoiser, n=2), Saved(RELEASED / "classifier.pt").build(Classifier, "cpu")
     z, y = torch.randn(20, 784, generator=torch.Generator().manual_seed(0)), one_hot(torch.arange(10).repeat_interleave(2), 10)
     assert (ask(judge, own.images)[0].argmax(1) == own.labels).float().mean() >= 0.9
     assert torch.equal(own.labels, y.argmax(1)) and torch.equal(own.images, draw(denoiser, z, y))
@@ -95,7 +88,7 @@ def test_the_released_model_draws_the_digits_that_it_is_asked_for():
 def test_the_fisher_information_is_the_square_of_an_image_s_whole_gradient(denoiser, images):
     """Of two gradients that share no time and no noise the product, drawn anew from the same seed; none is negative."""
     torch.manual_seed(5)
-    found, expected = flat(denoiser_fisher(denoiser, images, n_times=4).values()), 0
+    found, expected = flat(module.denoiser_fisher(denoiser, images, n_times=4).values()), 0
     torch.manual_seed(5)
     for i in range(3):
         x, y = (part.expand(4, -1) for part in images[i:i + 1])
@@ -110,7 +103,7 @@ def test_the_bound_is_minus_the_loss_at_the_same_noise_for_every_model(denoiser,
     for _ in range(2):
         t, noise = torch.rand(3, generator=generator), torch.randn(3, 784, generator=generator)
         expected = expected - denoising_loss(denoiser, *images[:], t, noise) / 2
-    torch.testing.assert_close(denoising_bound(denoiser, images), expected.detach())
+    torch.testing.assert_close(module.denoising_bound(denoiser, images), expected.detach())
 
 
 @pytest.fixture
@@ -172,7 +165,7 @@ def test_a_share_of_the_labels_is_left_out_in_training(task, monkeypatch):
     monkeypatch.setattr(module, "denoising_loss", lambda d, x, y, *rest: told.append(y) or loss(d, x, y, *rest))
     monkeypatch.setattr(module, "get_ema_multi_avg_fn", lambda decay: lambda average, weights, count: (
         seen.append(flat(weights)) or follow(average, weights, count)) if decay == 0.998 else None)
-    average = train(Denoiser((8, 16)), task.train, 4, 64, 1e-3)
+    average = module.train(Denoiser((8, 16)), task.train, 4, 64, 1e-3)
     left_out = torch.cat(told).sum(1) == 0
     assert len(left_out) == 256 and 0.04 < left_out.float().mean() < 0.18
     expected = 0.998**3 * seen[0] + sum(0.002 * 0.998**(3 - i) * step for i, step in enumerate(seen) if i)

@@ -393,8 +393,7 @@ def train_from_scratch(task, digits):
         reconstruction, kl = negative_elbo_terms(model, x, y, seen=seen)
         return {"reconstruction": reconstruction.mean(), "kl": kl.mean()}
 
-    return task.minimise(model, loss, **{name: recipe[name] for name in (
-        "steps", "learning_rate", "schedule", "weight_decay")})
+    return task.minimise(model, loss, **{name: recipe[name] for name in ("steps", "learning_rate", "schedule", "weight_decay")})
 
 
 METHODS = {"original": Task.start, "selective amnesia": selective_amnesia, "as published": as_published,
