@@ -81,6 +81,7 @@ def test_the_released_model_draws_the_digits_that_it_is_asked_for():
     own, judge = module.drawings(denoiser, n=2), Saved(RELEASED / "classifier.pt").build(Classifier, "cpu")
     z, y = torch.randn(20, 784, generator=torch.Generator().manual_seed(0)), one_hot(torch.arange(10).repeat_interleave(2), 10)
     assert (ask(judge, own.images)[0].argmax(1) == own.labels).float().mean() >= 0.9
+    assert module.denoising_bound(denoiser, own).mean() > -160          # its layers are joined as they were in training
     assert torch.equal(own.labels, y.argmax(1)) and torch.equal(own.images, draw(denoiser, z, y))
     torch.testing.assert_close(own.images[:2], (sample(denoiser, y[:2], z[:2], 15, 1.5) * 255).round().byte(), atol=3, rtol=0)
 
