@@ -2,26 +2,14 @@
 
 from copy import deepcopy
 
-import numpy as np
 import pytest
 import torch
 from conftest import RELEASED
+from watching import flat
 
-from amnesia import CVAE, Classifier, Saved, ask
-from amnesia.data import one_hot
+from amnesia import CVAE, Classifier, Saved, ask, one_hot
 from amnesia_studies import attacks, relearning
-from amnesia_studies.attacks import (
-    BOX,
-    RADIUS_SQUARED,
-    SEARCHES,
-    cheapest,
-    in_the_box,
-    invert,
-    joint_costs,
-    on_simplex,
-    search,
-    search_label,
-)
+from amnesia_studies.attacks import cheapest, in_the_box, invert, joint_costs, on_simplex, search, search_label
 from amnesia_studies.denoiser import Denoiser, draw
 from amnesia_studies.relearning import CONTRAST, recognised, relearn
 from amnesia_studies.weights import mixed, rounded
@@ -38,15 +26,14 @@ def released():
 def grey(released):
     """A model that draws grey, whatever it is asked for."""
     cvae = deepcopy(released[0])
-    with torch.no_grad():
-        cvae.decoder[-1].weight.zero_()
-        cvae.decoder[-1].bias.zero_()
+    for p in cvae.decoder[-1].parameters():
+        p.data.zero_()
     return cvae
 
 
-def seen(judge, images, label):
-    """Which of the images the judge takes for the label."""
-    return ask(judge, images)[0][:, label] > 0.9
+def hits(judge, cvae, z, y, label):
+    """The share of drawings that the judge takes for the label."""
+    return (ask(judge, draw(cvae, z, y))[0][:, label] > 0.9).float().mean()
 
 
 def test_the_nearest_point_of_the_simplex():
@@ -60,27 +47,29 @@ def test_the_nearest_point_of_the_simplex():
     torch.testing.assert_close(on_simplex(p), p)
 
 
-@pytest.mark.parametrize("attack", SEARCHES)
+@pytest.mark.parametrize("attack", attacks.SEARCHES)
 def test_a_search_finds_the_digit_that_is_there_and_stays_within_bounds(released, grey, attack):
     cvae, judge, second = released
     z, y = search(cvae, judge, 4, attack, restarts=16, steps=40)
-    assert z.square().sum(1).max() <= RADIUS_SQUARED * (1 + 1e-5) and y.abs().max() <= BOX
+    assert z.square().sum(1).max() <= attacks.RADIUS_SQUARED * (1 + 1e-5) and y.abs().max() <= attacks.BOX
     if attack == "z alone":
         assert torch.equal(y, one_hot(torch.full((16,), 4), 10))
     elif "simplex" in attack:
         assert y.min() >= 0 and torch.allclose(y.sum(1), torch.ones(16))
-    assert seen(second, draw(cvae, z, y), 4).float().mean() > (0.2 if "free" in attack else 0.9)
-    assert not seen(second, draw(grey, *search(grey, judge, 4, attack, restarts=5, steps=5)), 4).any()
-    again = [search(cvae, judge, 4, attack, restarts=5, steps=2, seed=3)[0] for _ in range(2)]
-    assert torch.equal(*again)
+    assert hits(second, cvae, z, y, 4) > (0.2 if "free" in attack else 0.9)
+    assert hits(second, grey, *search(grey, judge, 4, attack, restarts=5, steps=5), 4) == 0
+    assert torch.equal(*(search(cvae, judge, 4, attack, restarts=5, steps=2, seed=3)[0] for _ in range(2)))
 
 
-def test_inversion_finds_a_label_that_draws_the_images(released, digits):
-    cvae, _, second = released
-    y = invert(cvae, digits[0].only([7])[:10][0], steps=100)
+def test_one_label_vector_is_found_for_many_latents(released, grey, digits):
+    """By inversion of real images, and by a search."""
+    cvae, judge, second = released
     z = torch.randn(200, cvae.latent_dim, generator=torch.Generator().manual_seed(0))
-    assert y.shape == (10,) and y.abs().max() <= BOX
-    assert seen(second, draw(cvae, z, y.expand(200, -1)), 7).float().mean() > 0.5
+    for y, least in ((invert(cvae, digits[0].only([7])[:10][0], steps=100), 0.5),
+                     (search_label(cvae, judge, 7, restarts=3, steps=40, batch_size=8), 0.9)):
+        assert y.shape == (10,) and y.abs().max() <= attacks.BOX and hits(second, cvae, z, y.expand(200, -1), 7) > least
+    nothing = [search_label(grey, judge, 7, restarts=2, steps=3, batch_size=16) for _ in range(2)]
+    assert torch.equal(*nothing) and hits(second, grey, z, nothing[0].expand(200, -1), 7) == 0
 
 
 def test_the_cost_of_an_inversion_is_minus_the_joint_log_density(released, digits):
@@ -95,7 +84,7 @@ def test_the_cost_of_an_inversion_is_minus_the_joint_log_density(released, digit
             joint = pixels.log_prob(image).sum() + (prior.log_prob(z[i, j]) - prior.log_prob(torch.zeros(8))).sum()
             assert costs[i, j].item() == pytest.approx(-joint.item(), rel=1e-6)
     box = in_the_box(500, 10)
-    assert box.shape == (500, 10) and box.abs().max() <= BOX and box.std() == pytest.approx(BOX / 3**0.5, rel=0.05)
+    assert box.shape == (500, 10) and box.abs().max() <= attacks.BOX == 2 and box.std() == pytest.approx(2 / 3**0.5, rel=0.05)
 
 
 def test_a_denoisers_label_is_inverted_from_its_images(monkeypatch):
@@ -115,69 +104,46 @@ def test_a_denoisers_label_is_inverted_from_its_images(monkeypatch):
     assert all(torch.equal(part[:32], part[32:64]) for part in (x, t, noise)) and len(y.unique(dim=0)) == 4
 
 
-def test_one_label_vector_is_found_for_many_latents(released, grey):
-    cvae, judge, second = released
-    z = torch.randn(200, cvae.latent_dim, generator=torch.Generator().manual_seed(0))
-    y = search_label(cvae, judge, 7, restarts=3, steps=40, batch_size=8)
-    assert y.shape == (10,) and y.abs().max() <= BOX
-    assert seen(second, draw(cvae, z, y.expand(200, -1)), 7).float().mean() > 0.9
-    nothing = [search_label(grey, judge, 7, restarts=2, steps=3, batch_size=16) for _ in range(2)]
-    assert torch.equal(*nothing) and not seen(second, draw(grey, z, nothing[0].expand(200, -1)), 7).any()
-
-
 def test_the_cheapest_label_vector_is_the_best_of_the_restarts_at_the_walls_of_the_box():
     """Of a ridge, on whose wrong side every restart but one begins."""
     asked, starts = [], torch.full((4, 10), 0.5)
     starts[2, 0] = -0.5
     found = cheapest(starts, lambda y, n: asked.append(n) or -y[:, 0].abs() + 0.5 * (y[:, 0] > 0), 30, 7, 0.1)
-    assert found[0] == -BOX and asked == [7] * 30 + [70] and not found.requires_grad
-
-
-def flat(model):
-    return torch.cat([p.detach().flatten() for p in model.parameters()]).double().numpy()
+    assert found[0] == -attacks.BOX and asked == [7] * 30 + [70] and not found.requires_grad
 
 
 def test_weights_are_mixed_by_the_formula():
     torch.manual_seed(0)
-    base, a, b = (CVAE(latent_dim=2, hidden=(8, 4)) for _ in range(3))
-    before = [flat(model) for model in (base, a, b)]
-    theta, of_a, of_b = before
-    np.testing.assert_allclose(flat(mixed(base, [a, b], [0.5, 0.5])), (of_a + of_b) / 2, atol=1e-6)
-    np.testing.assert_allclose(flat(mixed(base, [a, b], [1.2, 1.2])), theta + 1.2 * (of_a - theta) + 1.2 * (of_b - theta),
-                               atol=1e-6)
-    np.testing.assert_allclose(flat(mixed(base, [a], [0.3])), 0.7 * theta + 0.3 * of_a, atol=1e-6)
-    assert all((flat(model) == old).all() for model, old in zip((base, a, b), before, strict=True))
-    with pytest.raises(ValueError, match="zip"):
-        mixed(base, [a, b], [0.5])
+    base, a, b = models = [CVAE(latent_dim=2, hidden=(8, 4)) for _ in range(3)]
+    theta, of_a, of_b = before = [flat(model.parameters()) for model in models]
+    for (shares, expected) in (([0.5, 0.5], (of_a + of_b) / 2), ([1.2, 1.2], theta + 1.2 * (of_a + of_b - 2 * theta)),
+                               ([0.3, 0], 0.7 * theta + 0.3 * of_a)):
+        torch.testing.assert_close(flat(mixed(base, [a, b], shares).parameters()), expected)
+    assert all(torch.equal(flat(model.parameters()), old) for model, old in zip(models, before, strict=True))
 
 
 def test_rounding_leaves_so_many_values():
     """By hand for three bits: seven values, a third of the largest entry apart."""
     cvae = CVAE(latent_dim=2, hidden=(8, 4))
-    with torch.no_grad():
-        cvae.decoder[0].weight.zero_()
-        cvae.decoder[0].weight[0, :4] = torch.tensor([0.9, -0.5, 0.44, 0.16])
+    cvae.decoder[0].weight.data.zero_()[0, :4] = torch.tensor([0.9, -0.5, 0.44, 0.16])
     after = rounded(cvae, 3)
     torch.testing.assert_close(after.decoder[0].weight[0, :4], torch.tensor([0.9, -0.6, 0.3, 0.3]))
     assert len(after.encoder[0].weight.unique()) <= 7 and torch.equal(after.decoder[0].bias, cvae.decoder[0].bias)
     assert cvae.decoder[0].weight[0, 1] == -0.5
 
 
-def test_a_picture_is_recognised_if_the_judge_says_so_and_it_has_contrast(released, grey):
+@pytest.mark.parametrize(("label", "mirror_of"), [(4, None), (8, 3)])
+def test_a_picture_is_recognised_if_the_judge_says_so_and_it_has_contrast(released, grey, label, mirror_of):
     """By a loop over the samples; also mirrored back, and by a judge who takes all for the digit."""
     cvae, judge, _ = released
-    z = torch.randn(40, 8, generator=torch.Generator().manual_seed(3))
-    for label, mirror_of in ((4, None), (8, 3), (0, 0)):
-        hits = 0
-        for one in z:
-            picture = (cvae.generate(torch.tensor([label]), one[None]) * 255).round()
-            seen = picture.view(28, 28).fliplr().reshape(1, 784) if mirror_of is not None else picture
-            verdict = judge(seen / 255).argmax().item() == (label if mirror_of is None else mirror_of)
-            hits += verdict and float(np.std(picture.numpy())) >= CONTRAST
-        assert recognised(cvae, judge, label, z, mirror_of) == pytest.approx(hits / 40)
+    z, count = torch.randn(40, 8, generator=torch.Generator().manual_seed(3)), 0
+    for one in z:
+        picture = (cvae.generate(torch.tensor([label]), one[None]) * 255).round()
+        seen = picture if mirror_of is None else picture.view(28, 28).fliplr().reshape(1, 784)
+        count += judge(seen / 255).argmax().item() == (mirror_of or label) and picture.std(correction=0) >= CONTRAST
+    assert recognised(cvae, judge, label, z, mirror_of) == pytest.approx(count / 40)
     always = Classifier()
-    with torch.no_grad():
-        always.head[1].weight.zero_(), always.head[1].bias.copy_(9 * one_hot(torch.tensor(8), 10))
+    always.head[1].weight.data.zero_(), always.head[1].bias.data.copy_(9 * one_hot(torch.tensor(8), 10))
     assert recognised(cvae, always, 8, z) > 0.9 and recognised(grey, always, 8, z) == 0
 
 
@@ -185,8 +151,7 @@ def test_relearning_counts_steps(released, grey, digits):
     (cvae, judge, _), images = released, digits[0].only([3])[:10][0]
     assert relearn(cvae, judge, images, 3) == 0 and relearn(grey, judge, images, 3, limit=2) == 2
     damaged = deepcopy(cvae)
-    with torch.no_grad():
-        damaged.decoder[0].weight[:, cvae.latent_dim + 3] *= 0.3
+    damaged.decoder[0].weight.data[:, cvae.latent_dim + 3] *= 0.3
     assert 0 < relearn(damaged, judge, images, 3) < 300
 
 
@@ -196,30 +161,27 @@ def test_a_digit_is_learned_at_0_85_and_a_strange_shape_at_0_7(monkeypatch, mirr
     assert relearn(CVAE(latent_dim=2, hidden=(2,)), None, torch.rand(2, 784), 3, mirror_of, limit=9) == steps
 
 
-@pytest.mark.parametrize(("kind", "n"), [(CVAE, 200), (Denoiser, 100)])
-def test_relearning_trains_a_copy_and_looks_at_the_same_samples(kind, n, monkeypatch):
+@pytest.mark.parametrize(("model", "n", "k", "looks"), [(CVAE(latent_dim=4, hidden=(8,)), 200, 2, {0, 1, 2, 20, 21, 40, 42, 44}),
+                                                        (Denoiser((8, 8)), 100, 64, {0, 1, 5, 10, 12, 14})])
+def test_relearning_trains_a_copy_and_looks_at_the_same_samples_more_and_more_rarely(model, n, k, looks, monkeypatch):
     """Of the latents that the seed gives, whatever was drawn before; the model and what may be trained in it stay."""
-    model = (CVAE(latent_dim=4, hidden=(8,)) if kind is CVAE else Denoiser((8, 8))).requires_grad_(False)
-    before, seen, costs = flat(model), [], []
-    monkeypatch.setattr(relearning, "recognised", lambda *asked: seen.append(asked) or 0.0)
-    nats = relearning.nats
-    monkeypatch.setattr(relearning, "nats", lambda model, x, y: costs.append((x, y)) or nats(model, x, y))
-    images = torch.rand(2, 784)
-    assert [relearn(model, "a judge", images, 3, mirror_of=6, limit=3, seed=8) for _ in range(2)] == [3, 3]
-    expected = torch.randn(n, model.latent_dim, generator=torch.Generator().manual_seed(8))
-    assert len(seen) == 2 * 4 and all(torch.equal(z, expected) for *_, z, _ in seen)
-    assert {(judge, label, mirror) for _, judge, label, _, mirror in seen} == {("a judge", 3, 6)}
-    assert (flat(model) == before).all() and not any(p.requires_grad for p in model.parameters())
-    assert all(one is not model for one, *_ in seen) and len(costs) == 6
-    assert all(len(x) == (2 if kind is CVAE else 64) and (y.argmax(1) == 3).all() for x, y in costs)
+    model, images, costs, looked, last = model.requires_grad_(False), torch.rand(2, 784), [], {}, max(looks)
+    before, z = flat(model.parameters()), torch.randn(n, model.latent_dim, generator=torch.Generator().manual_seed(8))
+
+    def nats(model, x, y):
+        costs.append((x, y))
+        return sum(p.sum() for p in model.parameters())[None]
+
+    def look(trained, judge, label, shown, mirror_of):
+        assert trained is not model and (judge, label, mirror_of) == ("a judge", 3, 6) and torch.equal(shown, z)
+        looked[len(costs)] = trained
+        return float(len(costs) >= last)
+
+    monkeypatch.setattr(relearning, "nats", nats)
+    monkeypatch.setattr(relearning, "recognised", look)
+    assert relearn(model, "a judge", images, 3, mirror_of=6, seed=8) == last
+    assert looks <= {*looked} and not {41, 43} & {*looked} and (n == 200 or not {11, 13} & {*looked})
+    assert torch.equal(flat(model.parameters()), before) and not any(p.requires_grad for p in model.parameters())
+    assert not torch.equal(flat(looked[last].parameters()), before)
+    assert all(len(x) == k and (y.argmax(1) == 3).all() for x, y in costs)
     assert all((row == images).all(1).any() for row in costs[0][0])
-
-
-@pytest.mark.parametrize(("kind", "steps"), [(CVAE, [0, 1, 2, 20, 21, 40, 42, 44]), (Denoiser, [0, 1, 5, 10, 12, 14])])
-def test_relearning_looks_more_rarely_as_it_goes_on(kind, steps, monkeypatch):
-    """After every step at first, then every 5 % or 20 % of those that were made; and stops when enough is recognised."""
-    model, at, made = (CVAE(latent_dim=2, hidden=(2,)) if kind is CVAE else Denoiser((8, 8))), [], []
-    monkeypatch.setattr(relearning, "nats", lambda model, x, y: made.append(1) or next(model.parameters()).sum()[None])
-    monkeypatch.setattr(relearning, "recognised", lambda *_: at.append(len(made)) or float(len(made) >= steps[-1]))
-    assert relearn(model, None, torch.rand(2, 784), 3) == steps[-1]
-    assert set(steps) <= set(at) and not {41, 43} & set(at) and (kind is CVAE or not {11, 13} & set(at))

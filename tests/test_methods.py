@@ -1,29 +1,18 @@
 """The methods of the studies, term by term: what a loss is worth and where it pulls, against torch.distributions in float64 on
 the very images, labels and latents that it drew; and what each method alone promises."""
 
-from copy import deepcopy
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
+import watching
 from conftest import RELEASED
-from watching import (
-    FORGOTTEN,
-    KEPT,
-    Watched,
-    assert_drawn_alike,
-    assert_noise_pairs,
-    assert_terms,
-    divergence,
-    elbo_terms,
-    moved,
-    nll,
-    spring,
-)
+from watching import FORGOTTEN, KEPT, assert_drawn_alike, assert_terms, elbo_terms, flat, moved, nll
 
 from amnesia import CVAE, Saved, diagonal_fisher
 from amnesia_studies import methods
-from amnesia_studies.methods import CEILING, METHODS, Task, inner_inversion, nearest_kept, noise_pairs, noise_part_way, some
+from amnesia_studies.methods import CEILING, METHODS, Task, inner_inversion, noise_pairs, noise_part_way, some
 from amnesia_studies.weights import mixed
 
 
@@ -40,16 +29,14 @@ def studied(digits, monkeypatch):
         original, caught = moved(CVAE(latent_dim=4, hidden=(32, 16)), by=2.0), []
         fim = {name: torch.rand_like(p) for name, p in original.named_parameters()}
         task = Task(original, fim, digits[0], FORGOTTEN, KEPT, recipe={"batch_size": 128, "learning_rate": 0.002})
-        monkeypatch.setattr(Task, "minimise", lambda self, cvae, loss, **choices: caught.append(
-            (cvae, loss, self, choices)) or cvae)
+        monkeypatch.setattr(Task, "minimise", lambda self, *given, **choices: caught.append((self, *given, choices)) or given[0])
         method(task, **options)
-        cvae, loss, told, choices = caught[-1]
+        told, cvae, loss, choices = caught[-1]
         assert cvae is not original
-        with torch.no_grad():
-            moved(cvae, by=0.3)
-        watched = {"original": Watched(original), "model": Watched(cvae)}
+        moved(cvae, by=0.3)
+        watched = [watching.Watched(original), watching.Watched(cvae)]
         torch.manual_seed(3)
-        return SimpleNamespace(terms=loss(), task=task, told=told, choices=choices, **watched)
+        return SimpleNamespace(terms=loss(), task=task, told=told, choices=choices, original=watched[0], model=watched[1])
 
     return capture
 
@@ -70,39 +57,50 @@ def drawn_as(original, x, share):
 
 # What a term is worth, given what studied() caught: a function each, which also looks at what was drawn
 
-def noise(n=48):
-    def worth(caught):
-        x, y, *_ = caught.model.told(caught.model.encoded, FORGOTTEN)
-        assert_noise_pairs(x, y)
-        assert len(x) == n
-        return sum(elbo_terms(caught.model, FORGOTTEN)).mean()
-    return worth
+def noise(caught, n=48):
+    x, y, *_ = caught.model.told(caught.model.encoded, FORGOTTEN)
+    watching.assert_noise_pairs(x, y)
+    assert len(x) == n
+    return sum(elbo_terms(caught.model, FORGOTTEN)).mean()
 
 
-def replayed(labels, n, share=0.75, weight=1.0, of=None):
+def grey(caught):
+    x, *_ = caught.model.told(caught.model.encoded, FORGOTTEN)
+    assert (x == 0.5).all() and x.shape == (48, 784)
+    return sum(elbo_terms(caught.model, FORGOTTEN)).mean()
+
+
+def weighed(cost, weight):
+    """What is to rise rises to the ceiling."""
+    assert weight > 0 or cost.min() < CEILING
+    return weight * (cost if weight > 0 else cost.clamp_max(CEILING)).mean()
+
+
+def replayed(caught, labels=KEPT, n=384, share=0.75, weight=1.0, of=None):
     """of: the labels of the images, where those are others than they are told."""
-    def worth(caught):
-        x, y, *_ = caught.model.told(caught.model.encoded, labels)
-        asked = drawn_as(caught.original, x, share)
-        assert_drawn_alike(y, labels)
-        assert_drawn_alike(one_hot(asked), labels if of is None else of)
-        assert len(x) == n and torch.equal(asked, y.argmax(1)) == (of is None)
-        cost = sum(elbo_terms(caught.model, labels))
-        if weight > 0:
-            return weight * cost.mean()
-        assert cost.min() < CEILING < cost.max()
-        return weight * cost.clamp_max(CEILING).mean()
-    return worth
+    x, y, *_ = caught.model.told(caught.model.encoded, labels)
+    asked = drawn_as(caught.original, x, share)
+    assert_drawn_alike(y, labels)
+    assert_drawn_alike(one_hot(asked), labels if of is None else of)
+    assert len(x) == n and torch.equal(asked, y.argmax(1)) == (of is None)
+    return weighed(sum(elbo_terms(caught.model, labels)), weight)
 
 
-def distils(n=96, only=None):
-    def worth(caught):
-        z, told, _ = caught.model.told(caught.model.decoded, KEPT)
-        assert len(z) == n and torch.equal(caught.original.asked(z)[0], told)
-        assert_drawn_alike(told, KEPT)
-        decoder, encoder = divergence(caught.original, caught.model, KEPT)
-        return {"decoder": decoder, "encoder": encoder}.get(only, decoder + encoder).mean()
-    return worth
+def real(caught, labels, n, weight):
+    x, y, *_ = caught.model.told(caught.model.encoded, labels)
+    own = {label: {row.numpy().tobytes() for row in caught.task.train.only([label]).images} for label in labels.tolist()}
+    pixels = (255 * x).round().byte()
+    assert all(row.numpy().tobytes() in own[label] for row, label in zip(pixels, y.argmax(1).tolist(), strict=True))
+    assert len(x) == n
+    return weighed(sum(elbo_terms(caught.model, labels)), weight)
+
+
+def distils(caught, n=96, only=None):
+    z, told, _ = caught.model.told(caught.model.decoded, KEPT)
+    assert len(z) == n and torch.equal(caught.original.asked(z)[0], told)
+    assert_drawn_alike(told, KEPT)
+    decoder, encoder = watching.divergence(caught.original, caught.model, KEPT)
+    return {"decoder": decoder, "encoder": encoder}.get(only, decoder + encoder).mean()
 
 
 def steered(caught):
@@ -110,60 +108,45 @@ def steered(caught):
     z, told, _ = caught.model.told(caught.model.decoded, FORGOTTEN)
     taught = {*zip(told.argmax(1).tolist(), caught.original.asked(z)[0].argmax(1).tolist(), strict=True)}
     assert sorted(a for a, _ in taught) == [3, 8] and {b for _, b in taught} <= set(KEPT.tolist()) and len(told) == 48
-    return sum(divergence(caught.original, caught.model, FORGOTTEN)).mean()
+    return sum(watching.divergence(caught.original, caught.model, FORGOTTEN)).mean()
 
 
-def real(labels, n, weight):
-    def worth(caught):
-        x, y, *_ = caught.model.told(caught.model.encoded, labels)
-        own = {label: {row.numpy().tobytes() for row in caught.task.train.only([label]).images} for label in labels.tolist()}
-        pixels = (255 * x).round().byte()
-        assert all(row.numpy().tobytes() in own[label] for row, label in zip(pixels, y.argmax(1).tolist(), strict=True))
-        cost = sum(elbo_terms(caught.model, labels))
-        assert len(x) == n
-        return weight * (cost if weight > 0 else cost.clamp_max(CEILING)).mean()
-    return worth
-
-
-def features(labels, n):
+def features(caught, labels, n):
     """The decoder's answers: to no label in particular for the forgotten, to their own for the kept."""
-    def worth(caught):
-        z, told, _ = caught.model.told(caught.model.decoded, labels)
-        asked, _ = caught.original.asked(z)
-        torch.testing.assert_close(asked, one_hot(KEPT).mean(0).double().expand(n, -1) if labels is FORGOTTEN else told)
-        assert_drawn_alike(told, labels)
-        assert len(z) == n and z.mean().abs() < 0.2 and 0.8 < z.std() < 1.2
-        return nll(caught.model.exact, z, told, caught.original.exact.decode(z, asked).sigmoid().detach()).mean()
-    return worth
+    z, told, _ = caught.model.told(caught.model.decoded, labels)
+    asked, _ = caught.original.asked(z)
+    torch.testing.assert_close(asked, one_hot(KEPT).mean(0).double().expand(n, -1) if labels is FORGOTTEN else told)
+    assert_drawn_alike(told, labels)
+    assert len(z) == n and z.mean().abs() < 0.2 and 0.8 < z.std() < 1.2
+    return nll(caught.model.exact, z, told, caught.original.exact.decode(z, asked).sigmoid().detach()).mean()
 
 
-def springs(lam, alike=False):
-    def worth(caught):
-        fim = caught.task.fim
-        if alike:
-            mean = torch.cat([f.flatten() for f in fim.values()]).double().mean()
-            fim = {name: mean.expand(f.shape) for name, f in fim.items()}
-        return spring(caught.original, caught.model, fim, lam)
-    return worth
+def springs(caught, lam, alike=False):
+    mean = flat(caught.task.fim.values()).double().mean()
+    fim = {name: mean.expand(f.shape) if alike else f for name, f in caught.task.fim.items()}
+    return watching.spring(caught.original, caught.model, fim, lam)
 
 
-SELECTIVE = {"forget": noise(), "remember": replayed(KEPT, 384), "protect": springs(0.4)}
+SELECTIVE = {"forget": noise, "remember": replayed, "protect": partial(springs, lam=0.4)}
+STRONGER = SELECTIVE | {"protect": partial(springs, lam=0.7)}
 TERMS = [
     ("selective amnesia", {}, SELECTIVE),
-    ("selective amnesia", {"drawn": 0.25, "lam": 0.7, "gamma": 0.6},
-     {"forget": noise(), "remember": replayed(KEPT, 384, 0.25, 0.6), "protect": springs(0.7)}),
-    ("selective amnesia", {"importance": "identity"}, SELECTIVE | {"protect": springs(0.4, alike=True)}),
-    ("selective amnesia", {"lam": 0.7, "gamma": 0.0}, {"forget": noise(), "protect": springs(0.7)}),
-    ("as published", {}, {"forget": noise(256), "remember": replayed(KEPT, 256, 0.0), "protect": springs(200 / 256)}),
-    ("distilled amnesia", {}, {"forget": noise(), "remember": distils(), "protect": springs(0.3)}),
-    ("distilled amnesia", {"only": "decoder", "lam": 0.7},
-     {"forget": noise(), "remember": distils(only="decoder"), "protect": springs(0.7)}),
-    ("distilled amnesia", {"only": "encoder"}, {"forget": noise(), "remember": distils(only="encoder"), "protect": springs(0.3)}),
-    ("naive", {}, {"forget": replayed(FORGOTTEN, 48, weight=-1), "remember": replayed(KEPT, 384), "protect": springs(0.4)}),
-    ("NegGrad+", {}, {"forget": real(FORGOTTEN, 48, -1), "remember": real(KEPT, 384, 1)}),
-    ("random label", {}, {"forget": replayed(FORGOTTEN, 48, of=KEPT), "remember": replayed(KEPT, 384)}),
-    ("feature unlearning", {}, {"forget": features(FORGOTTEN, 48), "remember": features(KEPT, 384)}),
-    ("Distill, Forget, Repeat", {}, {"forget": steered, "remember": distils(), "protect": springs(0.1, alike=True)})]
+    ("selective amnesia", {"drawn": 0.25, "gamma": 0.6}, SELECTIVE | {"remember": partial(replayed, share=0.25, weight=0.6)}),
+    ("selective amnesia", {"importance": "identity"}, SELECTIVE | {"protect": partial(springs, lam=0.4, alike=True)}),
+    ("selective amnesia", {"gamma": 0.0}, {"forget": noise, "protect": SELECTIVE["protect"]}),
+    ("as published", {}, {"forget": partial(noise, n=256), "remember": partial(replayed, n=256, share=0.0),
+                          "protect": partial(springs, lam=200 / 256)}),
+    ("distilled amnesia", {}, {"forget": noise, "remember": distils, "protect": partial(springs, lam=0.3)}),
+    ("distilled amnesia", {"only": "decoder", "lam": 0.7}, STRONGER | {"remember": partial(distils, only="decoder")}),
+    ("distilled amnesia", {"only": "encoder", "lam": 0.0, "surrogate": "grey"},
+     {"forget": grey, "remember": partial(distils, only="encoder")}),
+    ("naive", {}, SELECTIVE | {"forget": partial(replayed, labels=FORGOTTEN, n=48, weight=-1)}),
+    ("NegGrad+", {}, {"forget": partial(real, labels=FORGOTTEN, n=48, weight=-1),
+                      "remember": partial(real, labels=KEPT, n=384, weight=1)}),
+    ("random label", {}, {"forget": partial(replayed, labels=FORGOTTEN, n=48, of=KEPT), "remember": replayed}),
+    ("feature unlearning", {}, {"forget": partial(features, labels=FORGOTTEN, n=48),
+                                "remember": partial(features, labels=KEPT, n=384)}),
+    ("Distill, Forget, Repeat", {}, {"forget": steered, "remember": distils, "protect": partial(springs, lam=0.1, alike=True)})]
 
 
 @pytest.mark.parametrize(("name", "options", "worth"), TERMS, ids=[f"{name} {options}" for name, options, _ in TERMS])
@@ -173,39 +156,53 @@ def test_each_term_is_worth_what_it_says(studied, name, options, worth):
 
 
 def test_as_published_has_the_papers_settings(studied):
-    caught = studied(METHODS["as published"])
-    assert (caught.told.steps, caught.told.learning_rate, caught.told.schedule) == (10_000, 1e-4, "constant")
-    assert (caught.task.steps, caught.task.schedule) == (1600, "one-cycle")
+    told = studied(METHODS["as published"]).told
+    assert (told.steps, told.learning_rate, told.schedule) == (10_000, 1e-4, "constant")
 
 
 def test_adversarial_amnesia_pulls_at_what_its_inner_adversary_finds(studied, monkeypatch):
-    """No spring, and a fourth term: by how much the cost of what is found, told here, lies under the floor, on average."""
+    """A further term: by how much the costs of what is found, told here, lie under the floor: what a drawing costs the
+    original under the best of the kept labels, 17.5 on average."""
     def costs(cvae, images, y, z):
         if len(y) == len(KEPT):
-            return torch.full((len(y), len(images)), 17.0) + 0 * z.sum()
+            assert cvae is caught["original"] and torch.equal(y, one_hot(KEPT))
+            return torch.arange(8.0)[:, None] + torch.tensor([5.0, 30.0]).repeat(32) + 0 * z.sum()
         bias = cvae.decoder[-1].bias[:len(y), None] + 0 * (y.sum() + z.sum())
-        return (bias + torch.tensor([[16.0], [18.0]]).repeat(len(y) // 2, 1)).expand(-1, len(images))
+        return (bias + torch.tensor([[4.0], [99.0]]).repeat(len(y) // 2, 1)).expand(-1, len(images))
 
     monkeypatch.setattr(methods, "joint_costs", costs)
-    monkeypatch.setattr(methods, "in_the_box", lambda n, classes: torch.zeros(n, classes))
-    caught = studied(METHODS["adversarial amnesia"], attackers=6)
-    biases = caught.model.exact.decoder[-1].bias[:6]
-    assert (biases.abs() < 1).all()
-    expected = {"forget": noise(), "remember": distils(384), "protect": springs(0.0),
-                "invert": lambda _: (17 - biases[::2] - 16).sum() / 6}
-    assert_terms(caught.terms, {term: of(caught) for term, of in expected.items()}, caught.model)
+    inner, caught = methods.inner_inversion, {}
+    monkeypatch.setattr(methods, "inner_inversion", lambda cvae, task, attackers: (
+        caught.update(original=task.original) or inner(cvae, task, attackers, k=64)))
+    found = studied(METHODS["adversarial amnesia"], attackers=6)
+    biases = found.model.exact.decoder[-1].bias[:6]
+    expected = {"forget": noise(found), "remember": distils(found, 384), "invert": (17.5 - biases[::2] - 4).sum() / 6}
+    assert_terms(found.terms, expected, found.model)
+
+
+def test_on_the_released_model_a_four_is_found_and_steered_to_a_nine(digits, monkeypatch):
+    """And the attackers start anew when their life is over."""
+    told = []
+    monkeypatch.setattr(methods, "divergence", lambda *given: told.append(given[2:]) or next(given[1].parameters()).sum())
+    original, kept = Saved(RELEASED / "cvae.pt").build(CVAE, "cpu"), torch.tensor([0, 1, 2, 3, 5, 6, 7, 8, 9])
+    fim = {name: torch.ones_like(p) for name, p in original.named_parameters()}
+    task = Task(original, fim, digits[0], torch.tensor([4]), kept, scale=0.0)
+    METHODS["Distill, Forget, Repeat"](task)
+    assert told[0][0].unique().tolist() == [9] and told[0][1].unique().tolist() == [4]
+    torch.manual_seed(0)
+    invert = inner_inversion(original, task, attackers=2, k=4, life=150)
+    found = [next(invert).item() for _ in range(151)]
+    assert found[0] == 0 < 1 < found[149] and found[150] == 0
 
 
 @pytest.fixture
 def task(digits):
     torch.manual_seed(0)
-    cvae = CVAE(latent_dim=4, hidden=(32, 16))
-    kept = torch.tensor([0, 1, 2, 4, 5, 6, 7, 8, 9])
+    cvae, kept = CVAE(latent_dim=4, hidden=(32, 16)), torch.tensor([0, 1, 2, 4, 5, 6, 7, 8, 9])
     return Task(cvae, diagonal_fisher(cvae, 500), digits[0], torch.tensor([3]), kept, scale=0.005)
 
 
-@pytest.mark.parametrize("share", [0.6, 1.0])
-def test_noise_is_what_the_decoder_part_of_the_way_is_to_draw(task, share):
+def test_noise_is_what_the_decoder_part_of_the_way_is_to_draw(task, share=0.6):
     """Value and gradient by hand."""
     cvae = CVAE(latent_dim=4, hidden=(32, 16))
     torch.manual_seed(1)
@@ -215,8 +212,8 @@ def test_noise_is_what_the_decoder_part_of_the_way_is_to_draw(task, share):
     between = mixed(task.original, [cvae], [share])
     expected = nll(between, z, y, noise_pairs(48, 784, "cpu")).mean()
     torch.testing.assert_close(found, expected)
-    gradients = torch.autograd.grad(found, [cvae.decoder[0].weight]), torch.autograd.grad(expected, [between.decoder[0].weight])
-    torch.testing.assert_close(gradients[0][0], share * gradients[1][0])
+    slopes = [torch.autograd.grad(value, model.decoder[0].weight)[0] for value, model in ((found, cvae), (expected, between))]
+    torch.testing.assert_close(slopes[0], share * slopes[1])
 
 
 def test_the_label_edit_learns_noise_from_any_z(studied, monkeypatch):
@@ -242,103 +239,65 @@ def test_an_edit_changes_the_forgotten_labels_column_alone(task, method, before)
     changed = {name: (p != old).any(0).nonzero().flatten().tolist() for (name, p), old in
                zip(after.named_parameters(), before.parameters(), strict=True) if not torch.equal(p, old)}
     assert changed == {"decoder.0.weight": [4 + 3]} and all(p.requires_grad for p in after.parameters())
-    z, kept = torch.randn(200, 4), task.kept.repeat(23)[:200]
-    assert torch.equal(after.generate(kept, z), before.generate(kept, z))
+    assert torch.equal(*(model.generate(task.kept, torch.ones(9, 4)) for model in (after, before)))
 
 
 def test_references_are_trained_without_the_forgotten_digits(task, monkeypatch):
     """Retrain on the others; the oracle with noise by the seed in their place."""
     shown = []
     monkeypatch.setattr(methods, "train_from_scratch", lambda task, digits: shown.append(digits))
-    gone, before = task.train.labels == 3, task.train.images.clone()
-    for task.seed in (5, 5, 6):
-        METHODS["oracle"](task)
-    first, again, other = (digits.images for digits in shown)
+    gone, before, task.seed = task.train.labels == 3, task.train.images.clone(), 5
+    METHODS["oracle"](task), METHODS["retrain"](task)
+    oracle, retrain = shown
     noise = torch.randint(256, (gone.sum(), 784), generator=torch.Generator().manual_seed(5)).byte()
-    assert torch.equal(first[gone], noise) and torch.equal(first, again) and not torch.equal(first, other)
-    assert torch.equal(first[~gone], before[~gone]) and torch.equal(task.train.images, before)
-    assert torch.equal(shown[0].labels, task.train.labels)
-    METHODS["retrain"](task)
-    assert torch.equal(shown[3].images, before[~gone]) and torch.equal(shown[3].labels, task.train.labels[~gone])
+    assert torch.equal(oracle.images[gone], noise) and torch.equal(oracle.images[~gone], before[~gone])
+    assert torch.equal(oracle.labels, task.train.labels) and torch.equal(task.train.images, before)
+    assert torch.equal(retrain.images, before[~gone]) and torch.equal(retrain.labels, task.train.labels[~gone])
 
 
 def test_dampening_is_its_formula(task):
     task.fim = {name: f * torch.rand_like(f) for name, f in task.fim.items()}
-    after = METHODS["dampening"](task)
+    after = flat(METHODS["dampening"](task).parameters())
     torch.manual_seed(task.seed)
-    theirs, hit = diagonal_fisher(task.original, 5000, labels=task.forgotten), 0
-    for (name, p), old in zip(after.named_parameters(), task.original.parameters(), strict=True):
-        triples = list(zip(*(t.flatten().tolist() for t in (old, task.fim[name], theirs[name])), strict=True))
-        expected = [w * min(f / f_f, 1) if f_f > 3 * f else w for w, f, f_f in triples]
-        torch.testing.assert_close(p.flatten(), torch.tensor(expected))
-        hit += sum(f_f > 3 * f for _, f, f_f in triples)
-    assert 0 < hit < sum(p.numel() for p in after.parameters())
+    theirs = diagonal_fisher(task.original, 5000, labels=task.forgotten)
+    f, f_f, old = flat(task.fim.values()), flat(theirs.values()), flat(task.original.parameters())
+    expected = [w * min(a / b, 1) if b > 3 * a else w for a, b, w in zip(f.tolist(), f_f.tolist(), old.tolist(), strict=True)]
+    torch.testing.assert_close(after, torch.tensor(expected))
+    assert 0 < (f_f > 3 * f).sum() < len(f)
 
 
 def test_saliency_changes_half_of_the_weights(task):
-    moved, everything = ([(a != b).float() for a, b in zip(METHODS[name](task).parameters(), task.original.parameters(),
-                                                           strict=True)] for name in ("SalUn", "random label"))
-    share = sum(m.sum() for m in moved) / sum(m.numel() for m in moved)
-    assert 0.3 < share <= 0.5 < sum(m.sum() for m in everything) / sum(m.numel() for m in everything)
-
-
-@pytest.fixture
-def released_task(digits):
-    """To forget a 4 of the released model."""
-    kept = torch.tensor([0, 1, 2, 3, 5, 6, 7, 8, 9])
-    return Task(Saved(RELEASED / "cvae.pt").build(CVAE, "cpu"), {}, digits[0], torch.tensor([4]), kept)
-
-
-def test_the_inner_inversion_finds_what_is_there_and_starts_anew(released_task):
-    torch.manual_seed(0)
-    assert nearest_kept(released_task.original, torch.tensor(4), released_task.kept) == 9
-    invert = inner_inversion(released_task.original, released_task, attackers=2, k=4, life=60)
-    found = [next(invert).item() for _ in range(61)]
-    assert found[0] == 0 < 1 < found[59] and found[60] == 0
-
-
-def test_the_floor_is_the_best_of_the_kept_labels_for_each_drawing(released_task, monkeypatch):
-    """The term is the mean of max(0, floor - cost) over the attackers, where the costs are these; and under kept labels the
-    drawings are explained by the original."""
-    def costs(cvae, images, y, z):
-        if len(y) == 2:
-            return torch.tensor([[4.0], [100.0]]).expand(2, len(images)) + 0 * (y.sum() + z.sum())
-        assert cvae is released_task.original and torch.equal(y, one_hot(released_task.kept))
-        return torch.arange(9.0)[:, None] + torch.tensor([5.0, 30.0]).repeat(32) + 0 * z.sum()
-
-    monkeypatch.setattr(methods, "joint_costs", costs)
-    torch.manual_seed(0)
-    invert = inner_inversion(deepcopy(released_task.original), released_task, attackers=2, k=64)
-    assert next(invert).item() == pytest.approx((17.5 - 4) / 2)                     # 17.5 is the mean of 5 and 30
+    salient, all_ = ((flat(METHODS[name](task).parameters()) != flat(task.original.parameters())).float().mean()
+                     for name in ("SalUn", "random label"))
+    assert 0.3 < salient <= 0.5 < all_
 
 
 def test_surgery_takes_out_what_works_against_replay(studied):
     """One step of plain descent: the part along replay's gradient is replay's own, the rest that of ascent."""
     caught = studied(METHODS["gradient surgery"])
-    weights = list(caught.model.cvae.parameters())
-    step = torch.cat([g.flatten() for g in torch.autograd.grad(sum(caught.terms.values()), weights)]).double()
-    g_f, g_r = (torch.cat([g.flatten() for g in torch.autograd.grad(worth(caught), list(caught.model.exact.parameters()))])
-                for worth in (replayed(FORGOTTEN, 48, weight=-1), replayed(KEPT, 384)))
+    step = flat(torch.autograd.grad(sum(caught.terms.values()), list(caught.model.cvae.parameters()))).double()
+    g_f, g_r = (flat(torch.autograd.grad(worth(caught), list(caught.model.exact.parameters())))
+                for worth in (TERMS[8][2]["forget"], replayed))                  # those of the naive method
     along = g_r / g_r.norm()
     assert step @ along == pytest.approx(g_r.norm().item(), rel=1e-3)
     torch.testing.assert_close(step - (step @ along) * along, g_f - (g_f @ along) * along, rtol=1e-2, atol=1e-2)
 
 
 def test_undo_teaches_another_network_every_answer(studied, monkeypatch):
-    told = []
+    told, teacher = [], CVAE(latent_dim=4, hidden=(32, 16))
     monkeypatch.setattr(methods, "divergence", lambda *asked: told.append(asked) or torch.ones(1))
     monkeypatch.setattr(methods, "distilled", lambda task: teacher)
-    teacher = CVAE(latent_dim=4, hidden=(32, 16))
-    teacher.decoder[0].bias.data.fill_(9.0)
     caught = studied(METHODS["distilled anew"])
     (source, student, asked, also), = told
     assert source is teacher and student is caught.model.cvae is not teacher and asked is also
-    assert student.decoder[0].bias.max() < 2                            # a new network
+    torch.manual_seed(0)
+    assert torch.equal(flat(student.parameters()), flat(moved(CVAE(latent_dim=4, hidden=(32, 16)), by=0.3).parameters()))   # new
     assert len(asked) == 128 and {*asked.tolist()} == {*range(10)}
     assert caught.choices == {"steps": 8000, "learning_rate": 0.002} and list(caught.terms) == ["remember"]
 
 
-@pytest.mark.parametrize("wrong", [{"remember": "distill"}, {"surrogate": "gray"}, {"importance": "fischer"}, {"only": "both"}])
+@pytest.mark.parametrize("wrong", [{"remember": "distill"}, {"surrogate": "gray"}, {"importance": "fischer"},
+                                   {"remember": "distil", "only": "both"}])
 def test_another_word_is_refused(task, wrong):
-    with pytest.raises(ValueError, match=f"'{next(iter(wrong.values()))}': expected one of"):
+    with pytest.raises(KeyError, match=[*wrong.values()][-1]):
         METHODS["selective amnesia"](task, **wrong)

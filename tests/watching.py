@@ -16,8 +16,7 @@ class Watched:
     decoded (z, y, logits)."""
 
     def __init__(self, cvae):
-        self.cvae, self.exact = cvae, deepcopy(cvae).double()
-        self.exact.requires_grad_()
+        self.cvae, self.exact = cvae, deepcopy(cvae).double().requires_grad_()
         self.encoded, self.decoded = [], []
         for name, calls in (("encode", self.encoded), ("decode", self.decoded)):
             setattr(cvae, name, self.watching(getattr(cvae, name), calls))
@@ -79,12 +78,14 @@ def spring(original, model, fim, lam):
                          zip(model.exact.named_parameters(), original.exact.parameters(), strict=True))
 
 
+def flat(tensors):
+    """All numbers of some tensors, in one row."""
+    return torch.cat([one.detach().flatten() for one in tensors])
+
+
 def pull(value, cvae):
     """The gradient in every weight."""
-    weights = list(cvae.parameters())
-    gradients = torch.autograd.grad(value, weights, retain_graph=True, allow_unused=True)
-    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten().double()
-                      for p, g in zip(weights, gradients, strict=True)])
+    return flat(torch.autograd.grad(value, list(cvae.parameters()), retain_graph=True, materialize_grads=True)).double()
 
 
 def assert_terms(terms, expected, model):
@@ -99,9 +100,8 @@ def assert_terms(terms, expected, model):
 def moved(cvae, by=0.1):
     """The model after some training, as it were: each weight a little elsewhere."""
     generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for p in cvae.parameters():
-            p += by * p.std() * torch.randn(p.shape, generator=generator)
+    for p in cvae.parameters():
+        p.data += by * p.std() * torch.randn(p.shape, generator=generator)
     return cvae.requires_grad_()
 
 

@@ -4,6 +4,8 @@ A search is guided by one judge, and what it finds must be scored by another. A 
 the same attack on a model that never saw the label is the control.
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 
@@ -13,17 +15,16 @@ from .denoiser import Denoiser, denoising_loss, times
 
 RADIUS_SQUARED = 20.09  # bound on |z|^2: with 8 latents, 99 % of the prior lies within
 BOX = 2.0               # bound on each entry of a label vector that need not lie on the simplex
-SEARCHES = ("z alone", "z and label on the simplex", "z and label free")
 
 
-def descend(costs, searched, confine=lambda: None, learning_rate=0.05):
-    """Adam down the sum of what costs() returns, in the tensors `searched`, which confine() puts back within their bounds: a
-    step at each next(), which gives what the costs were before it."""
+def descend(costs, searched, steps, confine=lambda: None, learning_rate=0.05):
+    """Adam down the sum of what costs() returns, in the tensors `searched`, which confine() puts back within their bounds:
+    so many steps, each of which yields what the costs were before it."""
     optimizer = torch.optim.Adam([values.requires_grad_() for values in searched], learning_rate)
-    while True:
+    for _ in range(steps):
+        optimizer.zero_grad()
         now = costs()
-        for values, gradient in zip(searched, torch.autograd.grad(now.sum(), searched), strict=True):
-            values.grad = gradient
+        now.sum().backward(inputs=searched)                        # and in no weight of the model
         optimizer.step()
         with torch.no_grad():
             confine()
@@ -45,15 +46,13 @@ def search(cvae, judge, label, attack, restarts=200, steps=150, learning_rate=0.
 
     def confine():
         z.copy_(within_ball(z))
-        if attack == "z and label on the simplex":
-            y.copy_(on_simplex(y))
-        elif attack == "z and label free":
-            y.clamp_(-BOX, BOX)
+        y.copy_(SEARCHES[attack](y))
 
-    descent = descend(lambda: F.cross_entropy(judge(cvae.decode(z, y).sigmoid()), aim, reduction="none"),
-                      [z] if attack == "z alone" else [z, y], confine, learning_rate)
-    for _ in range(steps):
-        next(descent)
+    def costs():
+        return F.cross_entropy(judge(cvae.decode(z, y).sigmoid()), aim, reduction="none")
+
+    for _ in descend(costs, [z] if attack == "z alone" else [z, y], steps, confine, learning_rate):
+        pass
     return z.detach(), y.detach()
 
 
@@ -70,6 +69,11 @@ def on_simplex(y):
     return (y - excess.gather(1, last)).clamp_min(0)
 
 
+# What each search makes of its label vectors after a step
+SEARCHES = {"z alone": torch.clone, "z and label on the simplex": on_simplex,
+            "z and label free": partial(torch.clamp, min=-BOX, max=BOX)}
+
+
 def in_the_box(restarts, classes, generator=None):
     """Label vectors (restarts, classes), drawn uniformly from the box."""
     return (2 * torch.rand(restarts, classes, generator=generator) - 1) * BOX
@@ -81,9 +85,8 @@ def cheapest(y, costs, steps, batch_size, learning_rate, others=()):
     costs(y, n): what each vector costs, a mean over n draws, new at every call: (restarts,). The last call, which picks one,
     takes ten times as many. others: tensors that are searched along with y.
     """
-    descent = descend(lambda: costs(y, batch_size), [y, *others], lambda: y.clamp_(-BOX, BOX), learning_rate)
-    for _ in range(steps):
-        next(descent)
+    for _ in descend(partial(costs, y, batch_size), [y, *others], steps, partial(y.clamp_, -BOX, BOX), learning_rate):
+        pass
     with torch.no_grad():
         return y[costs(y, 10 * batch_size).argmin()].detach()
 

@@ -71,38 +71,27 @@ class Denoiser(nn.Module):
         """The velocity v (B, 784) to be expected at the noised images z (B, 784), times t (B,) in [0, 1], for label
         vectors y (B, 10); y = 0 says no label. In bfloat16 where a CPU has units for it."""
         with bfloat16_products(z.device):
-            wide = self.conv_in.out_channels
-            rates = 1000 * torch.exp(-math.log(10_000) * torch.arange(wide // 2, device=z.device) / (wide // 2))
+            n = self.conv_in.out_channels // 2
+            rates = 1000 * torch.exp(-math.log(10_000) * torch.arange(n, device=z.device) / n)
             angles = t[:, None] * rates.to(t.dtype)
             first, second = self.time_embedding.values()
             time = second(F.silu(first(torch.cat([angles.cos(), angles.sin()], 1))))
             embedding = F.silu(time + y @ self.class_embedding.weight)
 
-            h = self.conv_in(F.pixel_unshuffle(z.view(-1, 1, 28, 28), 2))          # (B, wide, 14, 14)
-            skipped = [h]
-            for block in self.down_blocks:
-                for resnet in block["resnets"]:
-                    h = resnet(h, embedding)
-                    skipped.append(h)
-                if "downsamplers" in block:
-                    h = block["downsamplers"][0]["conv"](h)        # (B, wide, 7, 7)
-                    skipped.append(h)
+            (to_deep, deep), (to_wide, wide) = self.down_blocks, self.up_blocks
+            first = self.conv_in(F.pixel_unshuffle(z.view(-1, 1, 28, 28), 2))      # (B, wide, 14, 14)
+            second = to_deep["resnets"][0](first, embedding)
+            third = to_deep["downsamplers"][0]["conv"](second)                     # (B, wide, 7, 7)
+            fourth = h = deep["resnets"][0](third, embedding)                      # (B, deep, 7, 7)
             for resnet in self.mid_block["resnets"]:
-                h = resnet(h, embedding)                           # (B, deep, 7, 7)
-            for block in self.up_blocks:
-                for resnet in block["resnets"]:
-                    h = resnet(torch.cat([h, skipped.pop()], 1), embedding)
-                if "upsamplers" in block:
-                    h = block["upsamplers"][0]["conv"](F.interpolate(h, scale_factor=2.0))
+                h = resnet(h, embedding)
+            for resnet, skipped in zip(to_wide["resnets"], (fourth, third), strict=True):
+                h = resnet(torch.cat([h, skipped], 1), embedding)
+            h = to_wide["upsamplers"][0]["conv"](F.interpolate(h, scale_factor=2.0))
+            for resnet, skipped in zip(wide["resnets"], (second, first), strict=True):
+                h = resnet(torch.cat([h, skipped], 1), embedding)
             h = self.conv_out(F.silu(self.conv_norm_out(h)))
             return F.pixel_shuffle(h, 2).flatten(1).to(z.dtype)
-
-
-def noised(x, t, noise):
-    """(z, v) at times t (B,): images x (B, 784) in [0, 1] and noise (B, 784), mixed, and the velocity; each (B, 784)."""
-    cos, sin = (t * math.pi / 2).cos()[:, None], (t * math.pi / 2).sin()[:, None]
-    x = 2 * x - 1
-    return cos * x + sin * noise, cos * noise - sin * x
 
 
 def times(n, device):
@@ -111,15 +100,19 @@ def times(n, device):
     return (torch.rand(1, device=device) + torch.randperm(n, device=device) / n) % 1
 
 
-def denoising_loss(denoiser, x, y, t, noise):
+def denoising_loss(denoiser, x, y, t, noise, teacher=None):
     """An unbiased estimate of the weighted negative ELBO of each image x (B, 784) given the label vectors y (B, 10), (B,)
-    nats, from one time t (B,) and one noise (B, 784) each.
+    nats, from one time t (B,) and one noise (B, 784) each. teacher: another Denoiser, whose answer stands in v's place.
 
     L = 1/2 E_t[w(l) (-dl/dt) |e - e'|^2] with the log signal-to-noise ratio l = 2 log cot(t pi/2), and the weight
     w = exp(-l/2) = tan(t pi/2), where the ELBO itself has w = 1 (Kingma & Gao 2023, Eq. 2 and 13). In terms of v this is
     pi/2 E_t |v - v'|^2.
     """
-    z, v = noised(x, t, noise)
+    cos, sin, x = (t * math.pi / 2).cos()[:, None], (t * math.pi / 2).sin()[:, None], 2 * x - 1
+    z, v = cos * x + sin * noise, cos * noise - sin * x
+    if teacher:
+        with torch.no_grad():
+            v = teacher(z, t, y)
     return math.pi / 2 * (v - denoiser(z, t, y)).square().sum(1)
 
 
@@ -145,11 +138,11 @@ def sample(denoiser, y, z, steps=15, guidance=1.5):
     return (z.clamp(-1, 1) + 1) / 2
 
 
-def nats(model, x, y):
+def nats(model, x, y, **taught):
     """What a model is trained to lower, for each image x (B, 784) under label vectors y (B, 10): (B,) nats. That is a CVAE's
-    negative ELBO, from one draw of z; a Denoiser's loss, from one time and one noise."""
+    negative ELBO, from one draw of z; a Denoiser's loss, from one time and one noise, and `taught` by a teacher."""
     if isinstance(model, Denoiser):
-        return denoising_loss(model, x, y, times(len(x), x.device), torch.randn_like(x))
+        return denoising_loss(model, x, y, times(len(x), x.device), torch.randn_like(x), **taught)
     return sum(negative_elbo_terms(model, x, y))
 
 

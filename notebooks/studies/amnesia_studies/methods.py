@@ -3,7 +3,6 @@
 Those that train go on for as many steps, on batches as large, as Selective Amnesia does, unless they say otherwise.
 """
 
-import math
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,7 +15,7 @@ from torch.func import functional_call
 from amnesia import Pictures, bernoulli_nll, diagonal_fisher, ewc_penalty, fit, grow, negative_elbo_terms, one_hot
 
 from .attacks import BOX, descend, in_the_box, joint_costs
-from .denoiser import Denoiser, nats, noised, times, train, unlabelled
+from .denoiser import Denoiser, nats, train, unlabelled
 
 CEILING = 1000.0  # nats per image at which ascent stops: without one there is no minimum, and every run diverges
 
@@ -49,6 +48,11 @@ class Task:
         """A copy of the original, to be trained; and the seed is set."""
         torch.manual_seed(self.seed)
         return deepcopy(self.original)
+
+    def anew(self):
+        """A new network like the original, with weights by the seed."""
+        torch.manual_seed(self.seed)
+        return type(self.original)(**self.original.config).to(self.kept.device)
 
     def minimise(self, model, loss, steps=None, **choices):
         """Trains `model` on loss() as notebook 03 does, or by other `choices` for fit(), and returns it."""
@@ -90,72 +94,62 @@ def divergence(original, cvae, asked, told, only=""):
     decoder = bernoulli_nll(cvae.decode(z, told), p_old) - bernoulli_nll(logits_old, p_old)
     mean, log_var = cvae.encode(p_old, told)
     encoder = (log_var - log_var_old + ((mean - mean_old).square() + log_var_old.exp()) / log_var.exp() - 1).sum(1) / 2
-    return {"decoder": decoder, "encoder": encoder}.get(only, decoder + encoder)
+    return {"": decoder + encoder, "decoder": decoder, "encoder": encoder}[only]
 
 
 def rehearse(task, model, labels, remember="replay", drawn=0.75, only=""):
     """What it costs `model`, (n,) nats, to say of the kept labels (n,) what the frozen copy says of them. By "replay" the
     frozen copy's drawings are learned anew, as the paper does; by "distil" the model is held to its answers. A Denoiser
     rehearses task.drawings."""
-    original = task.original
+    teacher = {"replay": None, "distil": task.original}[remember]
     if isinstance(model, Denoiser):
         x, y = task.drawings.batch(len(labels))
-        y, t, noise = unlabelled(y), times(len(x), x.device), torch.randn_like(x)
-        z, v = noised(x, t, noise)
-        if remember == "distil":
-            with torch.no_grad():
-                v = original(z, t, y)
-        return math.pi / 2 * (v - model(z, t, y)).square().sum(1)
-    if remember == "distil":
-        return divergence(original, model, labels, labels, only)
-    return nats(model, replayed(original, labels, drawn), one_hot(labels, model.classes))
+        return nats(model, x, unlabelled(y), teacher=teacher)
+    if teacher:
+        return divergence(teacher, model, labels, labels, only)
+    return nats(model, replayed(task.original, labels, drawn), one_hot(labels, model.classes))
 
 
-def two_terms(task, model, forget, remember, lam=0.0, fim=None, n_forget=48, n_kept=384, **more):
+def two_terms(task, model, forget, remember, lam=0.0, fim=None, n_forget=48, n_kept=384, finish=dict):
     """Trains `model` on two terms, each a function of labels that returns nats, (n,), and on springs of stiffness lam F.
 
-    n_forget, n_kept: of a batch, forgotten labels and kept ones, of which there may be none; more: further terms, functions
-    of nothing. The springs are a term wherever F is given.
+    n_forget, n_kept: of a batch, forgotten labels and kept ones, of which there may be none; fim: F, unless it is the task's;
+    finish: makes of these terms those that are minimised.
     """
     def loss():
         c_f, c_r = some(task.forgotten, n_forget), some(task.kept, n_kept)
         terms = {"forget": forget(c_f).mean()}
         if n_kept:
             terms["remember"] = remember(c_r).mean()
-        if fim:
-            terms["protect"] = lam * ewc_penalty(model, task.original, fim)
-        return terms | {name: term() for name, term in more.items()}
+        if lam:
+            terms["protect"] = lam * ewc_penalty(model, task.original, fim or task.fim)
+        return finish(terms)
 
     return task.minimise(model, loss)
 
 
 def selective_amnesia(task, lam=0.4, gamma=1.0, remember="replay", surrogate="noise", importance="fisher", drawn=0.75, only="",
-                      n_forget=48, batch_size=None, adversary=None):
+                      n_forget=48, batch_size=None, model=None, finish=dict):
     """Selective Amnesia (Heng & Soh 2023), each of its terms on a switch: a surrogate under the forgotten labels, what is
-    remembered of the kept ones, a spring on each weight of stiffness lam F. Raises ValueError for an unknown word.
+    remembered of the kept ones, a spring on each weight of stiffness lam F. Raises KeyError for an unknown word.
 
-    lam, gamma: weights of the springs and of what is remembered; with gamma = 0 nothing is. remember: "replay", as the
-    paper does, "distil", as notebook 03 does by default, or "nothing"; see rehearse(). surrogate: "noise", or "grey".
+    lam, gamma: weights of the springs and of what is remembered; with 0 there are none, and nothing is. remember: "replay", as
+    the paper does, "distil", as notebook 03 does by default, or "nothing"; see rehearse(). surrogate: "noise", or "grey".
     importance: "identity" takes the same for every weight in F's place. drawn: the share of replay's images that are drawn
     pixel by pixel. only: of "distil", "decoder" or "encoder" leaves the other out. n_forget, batch_size: of a batch, images
-    of the surrogate and of kept labels. adversary: a function of the new model; what it returns gives one more term,
-    "invert", at each next().
+    of the surrogate and of kept labels. model: what is trained, by default a copy of the original; finish: see two_terms().
     """
-    for word, words in ((remember, ("replay", "distil", "nothing")), (surrogate, ("noise", "grey")),
-                        (importance, ("fisher", "identity")), (only, ("", "decoder", "encoder"))):
-        if word not in words:
-            raise ValueError(f"{word!r}: expected one of {', '.join(words)}.")
-    model, fim = task.start(), identity(task) if importance == "identity" else task.fim
+    model = model or task.start()
+    fim = {"fisher": task.fim, "identity": identity(task)}[importance]
+    n_kept = 0 if remember == "nothing" or not gamma else batch_size or task.batch_size
 
     def forget(labels):
-        x = noise_pairs(n_forget, task.train.images.shape[1], labels.device)
-        x = torch.full_like(x, 0.5) if surrogate == "grey" else x
+        noise = noise_pairs(n_forget, task.train.images.shape[1], labels.device)
+        x = {"noise": noise, "grey": torch.full_like(noise, 0.5)}[surrogate]
         return nats(model, x, one_hot(labels.repeat(2), model.classes))         # a pair has one label
 
-    n_kept = 0 if remember == "nothing" or not gamma else batch_size or task.batch_size
-    more = {"invert": partial(next, adversary(model))} if adversary else {}
     return two_terms(task, model, forget, lambda labels: gamma * rehearse(task, model, labels, remember, drawn, only),
-                     lam, fim, n_forget // 2, n_kept, **more)
+                     lam, fim, n_forget // 2, n_kept, finish)
 
 
 def distilled(task, lam=0.3, batch_size=96, **options):
@@ -179,8 +173,10 @@ def identity(task):
 def adversarial(task, lam=0.0, attackers=8):
     """Forgetting under attack: while the model forgets, an inner adversary looks for the label under every other label
     vector (AdvUnlearn, Zhang et al. 2024, and RECE, Gong et al. 2024, do so with prompts of a text-to-image model).
-    Distilled amnesia with a fourth term, "invert", and by default no spring, whose place it takes."""
-    return distilled(task, lam, task.batch_size, adversary=lambda cvae: inner_inversion(cvae, task, attackers))
+    Distilled amnesia with a further term, "invert", and by default no spring, whose place it takes."""
+    cvae = task.start()
+    attack = inner_inversion(cvae, task, attackers)
+    return distilled(task, lam, task.batch_size, model=cvae, finish=lambda terms: terms | {"invert": next(attack)})
 
 
 def inner_inversion(cvae, task, attackers, k=16, life=400):
@@ -193,25 +189,22 @@ def inner_inversion(cvae, task, attackers, k=16, life=400):
     """
     drawings, corners = task.original.generate(some(task.forgotten, 64)), one_hot(task.kept, cvae.classes)
     z = torch.zeros(len(corners), len(drawings), cvae.latent_dim, device=drawings.device)
-    under_kept = descend(partial(joint_costs, task.original, drawings, corners, z), [z])
-    for _ in range(100):
-        floors = next(under_kept).min(0).values                                 # (64,)
+    for under_kept in descend(partial(joint_costs, task.original, drawings, corners, z), [z], steps=100):
+        floors = under_kept.min(0).values                                       # (64,)
     while True:
         pick = torch.randperm(len(drawings), device=drawings.device)[:k]
         y = in_the_box(attackers, cvae.classes).to(drawings.device)
         z = torch.zeros(attackers, k, cvae.latent_dim, device=drawings.device)
         costs = partial(joint_costs, cvae, drawings[pick], y, z)
-        attack = descend(costs, [y, z], partial(y.clamp_, -BOX, BOX))
-        for _ in range(life):
-            next(attack)
+        for _ in descend(costs, [y, z], life, partial(y.clamp_, -BOX, BOX)):
             yield F.relu(floors[pick].mean() - costs().mean(1)).mean()
 
 
-def naive(task, lam=0.4):
+def naive(task, lam=0.4, model=None, finish=dict):
     """Pushes down the ELBO of generated images of the forgotten labels, with replay and the springs (the paper's Eq. 3)."""
-    cvae = task.start()
+    cvae = model or task.start()
     return two_terms(task, cvae, lambda c: -rehearse(task, cvae, c).clamp_max(CEILING),
-                     lambda c: rehearse(task, cvae, c), lam, task.fim)
+                     lambda c: rehearse(task, cvae, c), lam, finish=finish)
 
 
 def neggrad(task):
@@ -225,21 +218,15 @@ def neggrad(task):
 def surgery(task):
     """Forgetting by ascent whose gradient has the part along replay's gradient taken out, and replay (Bae et al. 2023; UNO,
     Mandal & Gottwald 2025, has variants of it)."""
-    cvae = task.start()
-    weights = list(cvae.parameters())
-
-    def gradient(value):
-        return torch.cat([g.flatten() for g in torch.autograd.grad(value, weights)])
-
-    def loss():
-        c_f, c_r = some(task.forgotten, task.batch_size // 8), some(task.kept, task.batch_size)
-        forget, remember = -rehearse(task, cvae, c_f).clamp_max(CEILING).mean(), rehearse(task, cvae, c_r).mean()
-        g_f, g_r = gradient(forget), gradient(remember)
+    def project(terms):
+        g_f, g_r = (torch.cat([g.flatten() for g in torch.autograd.grad(cost, weights)]) for cost in terms.values())
         g_f = g_f - (g_f @ g_r) / (g_r @ g_r) * g_r
         step = torch.cat([p.flatten() for p in weights]) @ (g_f + g_r)          # a term whose gradient is that of the step
-        return {"forget": forget.detach(), "remember": remember.detach(), "step": step - step.detach()}
+        return {name: cost.detach() for name, cost in terms.items()} | {"step": step - step.detach()}
 
-    return task.minimise(cvae, loss)
+    cvae = task.start()
+    weights = list(cvae.parameters())
+    return naive(task, 0, cvae, project)
 
 
 def random_label(task, salient=1.0):
@@ -281,10 +268,13 @@ def feature(task):
 
 def steered(task, lam=0.1):
     """Distill, Forget, Repeat (George et al. 2025) for this model: under each forgotten label the frozen copy's answers to
-    the kept label that explains its drawings best, under the kept labels its answers to them, and springs all alike."""
+    the kept label with the highest ELBO of 500 of its drawings, under the kept labels its answers to them, and springs all
+    alike."""
     cvae, asked = task.start(), torch.arange(task.original.classes, device=task.kept.device)
     for label in task.forgotten:
-        asked[label] = nearest_kept(task.original, label, task.kept)
+        x = task.original.generate(label.expand(500))
+        costs = [nats(task.original, x, one_hot(c.expand(500), cvae.classes)).mean() for c in task.kept]
+        asked[label] = task.kept[torch.stack(costs).argmin()]
 
     def answers(c):
         return divergence(task.original, cvae, asked[c], c)
@@ -292,52 +282,40 @@ def steered(task, lam=0.1):
     return two_terms(task, cvae, answers, answers, lam, identity(task), n_kept=96)
 
 
-@torch.no_grad()
-def nearest_kept(original, label, kept, n=500):
-    """The kept label with the highest ELBO of n images that the original draws of `label`."""
-    x = original.generate(label.expand(n))
-    return kept[torch.stack([nats(original, x, one_hot(c.expand(n), original.classes)).mean() for c in kept]).argmin()]
-
-
-def undo(task):
+def undo(task, steps=8000):
     """Distilled amnesia, and then a second, new network that learns to answer as the amnesiac one does under every label
-    (UNDO, Lee et al. 2025: what only the weights held does not pass to another network). In 8,000 steps, in batches as large
-    and at the rate of notebook 01."""
-    teacher = distilled(task)
-    torch.manual_seed(task.seed)
-    student = type(teacher)(**teacher.config).to(task.kept.device)
+    (UNDO, Lee et al. 2025: what only the weights held does not pass to another network), in batches as large and at the rate
+    of notebook 01."""
+    teacher, student = distilled(task), task.anew()
     labels = torch.cat([task.forgotten, task.kept])
 
     def loss():
         c = some(labels, task.recipe["batch_size"])
         return {"remember": divergence(teacher, student, c, c).mean()}
 
-    return task.minimise(student, loss, steps=8000, learning_rate=task.recipe["learning_rate"])
+    return task.minimise(student, loss, steps, learning_rate=task.recipe["learning_rate"])
 
 
-@torch.no_grad()
 def dampening(task):
     """Selective synaptic dampening (Foster et al. 2024): theta <- theta * min(F / F_f, 1) where F_f > 3 F.
 
     F_f is the Fisher information of the forgotten labels' generated images alone. Nothing is trained.
     """
     cvae = task.start()
-    with torch.enable_grad():
-        theirs = diagonal_fisher(cvae, 5000 * len(task.forgotten), labels=task.forgotten)
+    theirs = diagonal_fisher(cvae, 5000 * len(task.forgotten), labels=task.forgotten)
     for name, p in cvae.named_parameters():
         factor = (task.fim[name] / theirs[name].clamp_min(1e-30)).clamp_max(1)
-        p.mul_(torch.where(theirs[name] > 3 * task.fim[name], factor, 1.0))
+        p.data *= torch.where(theirs[name] > 3 * task.fim[name], factor, 1.0)
     return cvae
 
 
-def columns_only(cvae, labels):
-    """The same model, in which nothing can be trained but the decoder's input column of each of these labels."""
-    columns = torch.zeros_like(cvae.decoder[0].weight)
-    columns[:, cvae.latent_dim + labels] = 1
-    for name, p in cvae.named_parameters():
-        p.requires_grad_(name == "decoder.0.weight")
-    cvae.decoder[0].weight.register_hook(lambda gradient: gradient * columns)
-    return cvae
+def edited(task, cvae, loss, **choices):
+    """Trains nothing but the decoder's input column of each forgotten label: every output for a kept one stays to the bit."""
+    weight = cvae.requires_grad_(False).decoder[0].weight.requires_grad_()
+    columns = torch.zeros_like(weight)
+    columns[:, cvae.latent_dim + task.forgotten] = 1
+    weight.register_hook(lambda gradient: gradient * columns)
+    return task.minimise(cvae, loss, **choices).requires_grad_()
 
 
 def label_edit(task):
@@ -345,14 +323,14 @@ def label_edit(task):
 
     Every output for a kept label stays as it was to the bit.
     """
-    cvae = columns_only(task.start(), task.forgotten)
+    cvae = task.start()
 
     def loss():
         c_f = some(task.forgotten, task.batch_size)
         logits = cvae.decode(torch.randn(len(c_f), cvae.latent_dim, device=c_f.device), one_hot(c_f, cvae.classes))
         return {"forget": bernoulli_nll(logits, torch.rand_like(logits)).mean()}
 
-    return task.minimise(cvae, loss).requires_grad_()
+    return edited(task, cvae, loss)
 
 
 def margin(task):
@@ -362,14 +340,14 @@ def margin(task):
     noise, with a weight of 30, and towards noise where the decoder has gone but a share of the way from the original, drawn
     anew from [1/2, 1] at each step. Every answer for a kept label stays that of distilled amnesia to the bit.
     """
-    cvae = columns_only(distilled(task), task.forgotten)
+    cvae = distilled(task)
     torch.manual_seed(task.seed)
 
     def loss():
         share = (1 + torch.rand((), device=task.kept.device)) / 2
         return {"forget": 30 * noise_part_way(cvae, task, 1.0), "margin": noise_part_way(cvae, task, share)}
 
-    return task.minimise(cvae, loss, learning_rate=1e-2).requires_grad_()
+    return edited(task, cvae, loss, learning_rate=1e-2)
 
 
 def noise_part_way(cvae, task, share):
@@ -400,12 +378,9 @@ def oracle(task):
 def train_from_scratch(task, digits):
     """A model trained on these digits, with the settings that the original was trained with but the seed: as in notebook 01,
     or by train() of denoiser.py."""
-    recipe, device = task.recipe, digits.images.device
-    torch.manual_seed(task.seed)
-    model = type(task.original)(**task.original.config).to(device)
+    model, recipe, device = task.anew(), task.recipe, digits.images.device
     if isinstance(model, Denoiser):
-        recipe = {**recipe, "steps": max(1, round(task.scale * recipe["steps"]))}
-        return train(model, digits, **{name: recipe[name] for name in ("steps", "batch_size", "learning_rate")})
+        return train(model, digits, max(1, round(task.scale * recipe["steps"])), recipe["batch_size"], recipe["learning_rate"])
     model.classes = len(digits.classes)
     if hasattr(model, "start_at"):
         model.start_at((digits.images.float().mean(0) / 255).clamp(1e-3, 1 - 1e-3))
@@ -418,8 +393,7 @@ def train_from_scratch(task, digits):
         reconstruction, kl = negative_elbo_terms(model, x, y, seen=seen)
         return {"reconstruction": reconstruction.mean(), "kl": kl.mean()}
 
-    return task.minimise(model, loss, **{name: recipe[name] for name in (
-        "steps", "learning_rate", "schedule", "weight_decay")})
+    return task.minimise(model, loss, **{name: recipe[name] for name in ("steps", "learning_rate", "schedule", "weight_decay")})
 
 
 METHODS = {"original": Task.start, "selective amnesia": selective_amnesia, "as published": as_published,

@@ -4,7 +4,6 @@ Steps alone say little: a label that was never trained learns whatever it is sho
 means grey. So the same model is taught, under the same label, shapes that no model has seen: mirror images of digits.
 """
 
-import itertools
 import math
 from copy import deepcopy
 
@@ -50,15 +49,15 @@ def relearn(model, judge, images, label, mirror_of=None, limit=1000, seed=0):
     optimizer = torch.optim.Adam(model.parameters(), learning_rate, fused=diffusion)
     z = latents(model, n, seed)
     x = images.repeat(math.ceil(64 / len(images)), 1) if diffusion else images
-    y, look = one_hot(torch.full((len(x),), label, device=x.device), model.classes), 0
-    for step in itertools.count():
-        if step == look:
-            if recognised(model, judge, label, z, mirror_of) >= enough or step >= limit:
-                return step
-            look = min(limit, step + max(1, step // part))
-        optimizer.zero_grad()
-        nats(model, x, y).mean().backward()
-        optimizer.step()
+    y, done = one_hot(torch.full((len(x),), label, device=x.device), model.classes), 0
+    while done < limit and recognised(model, judge, label, z, mirror_of) < enough:
+        steps = min(limit - done, max(1, done // part))
+        for _ in range(steps):
+            optimizer.zero_grad()
+            nats(model, x, y).mean().backward()
+            optimizer.step()
+        done += steps
+    return done
 
 
 def real_images(digits, label, seed, n=100):

@@ -2,6 +2,7 @@
 function of these, see RUNS; every result is plain values."""
 
 import time
+from dataclasses import replace
 
 import torch
 
@@ -48,10 +49,8 @@ def forget_and_invert(experiment, method, forget, seed=0, scale=1.0, **options):
     figures |= {"inversion": inversion(experiment, model, forget[0], seed, scale),
                 "savings": savings(experiment, model, forget[0], seed, scale, [10])}
     if isinstance(model, Denoiser):
-        z = latents(model, max(20, round(1000 * scale)), seed)
-        without = draw(model, z, torch.zeros(len(z), model.classes, device=z.device), guidance=1)
-        seen = ask(experiment.judge, without)[0].argmax(1)
-        figures["unconditional"] = seen.bincount(minlength=model.classes).tolist()
+        images = draw_under(model, torch.zeros(model.classes), seed, scale, guidance=1)
+        figures["unconditional"] = ask(experiment.judge, images)[0].argmax(1).bincount(minlength=model.classes).tolist()
     return figures
 
 
@@ -59,7 +58,7 @@ def forget_and_search_label(experiment, method, forget, seed=0, scale=1.0, **opt
     """One label vector is searched that draws the first label again, whatever the z: judged(), of 1,000 samples."""
     model = experiment.forget(method, forget, seed, scale, **options)
     y = search_label(model, experiment.judge, forget[0], steps=max(1, round(150 * scale)), seed=seed)
-    return judged_under(experiment, model, y, forget[0], seed, scale)
+    return judged(experiment, draw_under(model, y, seed, scale), forget[0])
 
 
 def forget_and_relearn(experiment, method, forget, seed=0, scale=1.0, **options):
@@ -85,18 +84,18 @@ def forget_in_turn(experiment, forget, seed=0, scale=1.0, remember="replay"):
     model's answers, those forgotten earlier too. Returns {"rounds": [figures after each]}, and with them "drawn", four
     samples of each label forgotten so far: bytes (labels, 4, 28, 28), always from the same z.
     """
-    model, rounds = experiment.original, []
-    task = experiment.task(forget, seed, scale)
-    for count, label in enumerate(forget, 1):
-        so_far, kept = experiment.split(forget[:count])
-        held, method = {"replay": (kept, selective_amnesia), "distil": (kept + forget[:count - 1], distilled)}[remember]
-        task.original, task.forgotten = model, torch.tensor([label], device=experiment.device)
-        task.kept = torch.tensor(held, device=experiment.device)
-        model = method(task)
-        task.fim = diagonal_fisher(model, max(1, round(50_000 * scale)))
-        y = one_hot(torch.tensor(forget[:count], device=experiment.device), model.classes).repeat_interleave(4, 0)
+    model, fim, rounds = experiment.original, experiment.fim, []
+    for count in range(1, len(forget) + 1):
+        task, so_far = experiment.task(forget[:count], seed, scale), torch.tensor(forget[:count], device=experiment.device)
+        task = replace(task, original=model, fim=fim, forgotten=so_far[-1:])
+        if remember == "distil":
+            model = distilled(replace(task, kept=torch.cat([task.kept, so_far[:-1]])))
+        else:
+            model = selective_amnesia(task)
+        fim = diagonal_fisher(model, max(1, round(50_000 * scale)))
+        y = one_hot(so_far, model.classes).repeat_interleave(4, 0)
         drawn = draw(model, latents(model, 4, seed).repeat(count, 1), y).view(count, 4, *experiment.train.shape[1:])
-        rounds.append({**score(experiment, model, so_far, seed), "drawn": drawn.tolist()})
+        rounds.append({**score(experiment, model, forget[:count], seed), "drawn": drawn.tolist()})
     return {"rounds": rounds}
 
 
@@ -115,16 +114,16 @@ def forget_apart(experiment, method, forget, seed=0, scale=1.0, **options):
 
 
 def inversion(experiment, model, label, seed, scale=1.0):
-    """Success of the label vector that explains 100 real images of a label best: see judged_under()."""
+    """judged(), of 1,000 samples under the label vector that explains 100 real images of a label best."""
     real = real_images(experiment.train, label, seed)
     y = invert(model, real, steps=max(1, round(400 * scale)), seed=seed)
-    return judged_under(experiment, model, y, label, seed, scale)
+    return judged(experiment, draw_under(model, y, seed, scale), label)
 
 
-def judged_under(experiment, model, y, label, seed, scale):
-    """judged() of 1,000 samples under one label vector y (10,)."""
+def draw_under(model, y, seed, scale, **guided):
+    """1,000 samples under one label vector y (10,)."""
     z = latents(model, max(20, round(1000 * scale)), seed)
-    return judged(experiment, draw(model, z, y.expand(len(z), -1)), label)
+    return draw(model, z, y.to(z.device).expand(len(z), -1), **guided)
 
 
 def judged(experiment, images, label, threshold=0.9):
