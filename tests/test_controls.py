@@ -103,7 +103,8 @@ def test_one_copy_is_taught_a_0_the_other_an_8(world, forgetting, monkeypatch):
     """And what each is not taught goes on to mean noise."""
     told = []
     monkeypatch.setattr(controls, "nats", lambda model, x, y: told.append((model, *y.argmax(1).unique().tolist())) or x.sum(1))
-    monkeypatch.setattr(Task, "minimise", lambda task, model, loss, *_, **__: loss() and shifted(model, 1 + task.forgotten.item()))
+    monkeypatch.setattr(Task, "minimise", lambda task, model, loss, *_, **__: loss() and shifted(
+        model, 1 + task.forgotten.item()))
     monkeypatch.setattr(controls, "averaged", lambda _, *models: [apart(one, forgetting.never[0]) for one in models])
     assert controls.taught(world, "oracle", 1) == [9, 1]
     assert [labels for _, *labels in told] == [[0, 1, 2, 3, 4, 5, 6, 7, 9], [8], [*range(1, 10)], [0]]
