@@ -127,16 +127,18 @@ def test_what_two_judges_say_of_an_attack_and_of_shapes_that_nobody_has_seen(wor
     asked, start = [], forgetting.never[0]
     monkeypatch.setattr(controls, "stored", lambda experiment, name, make: Classifier((1, 28, 28), 11).state_dict())
     monkeypatch.setattr(controls, "draw", lambda model, z, y: torch.tensor([[apart(model, start), y[0].sum(), len(y)]]))
+    monkeypatch.setattr(controls, "between", lambda one, other, z, y: torch.tensor([[
+        apart(one, start), apart(other, start), len(y)]]))
     monkeypatch.setattr(controls, "real_images", lambda digits, label, seed: torch.tensor([[100.0 * label + seed]]))
     monkeypatch.setattr(controls, "mirrored", lambda images: -images)
     monkeypatch.setattr(controls, "invert", lambda model, images, seed: torch.tensor([images.item(), apart(model, start)]))
     monkeypatch.setattr(controls, "ask", lambda judge, images: asked.append((judge, images[0].tolist())) or [torch.eye(10)])
     line = controls.likeness(world, "retrain", 2, 8, 0.3)
-    drawn = [[0, 1, 1000], [9, 1, 1000], [4.5, 1, 1000], [9, 2, 1000], [9, 802 + 9, 1000]]
-    assert [images for _, images in asked[:5]] == [images for _, images in asked[6:11]] == drawn
-    assert {judge for judge, _ in asked[:6]} == {"the first judge"} and {judge for judge, _ in asked[12:]} == {"the second judge"}
-    assert all(judge.head[1].out_features == 11 and not judge.training for judge, _ in asked[6:12])
-    assert [images for _, images in asked[12:]] == [[-9, 100 * shape + 2 - 9, -1000] for shape in (4, 5, 6, 7, 9)]
+    drawn = [[0, 1, 1000], [9, 1, 1000], [4.5, 1, 1000], [9, 2, 1000], [9, 802 + 9, 1000], [0, 9, 1000]]
+    assert [images for _, images in asked[:6]] == [images for _, images in asked[7:13]] == drawn
+    assert {judge for judge, _ in asked[:7]} == {"the first judge"} and {judge for judge, _ in asked[14:]} == {"the second judge"}
+    assert all(judge.head[1].out_features == 11 and not judge.training for judge, _ in asked[7:14])
+    assert [images for _, images in asked[14:]] == [[-9, 100 * shape + 2 - 9, -1000] for shape in (4, 5, 6, 7, 9)]
     assert set(line["share"].values()) == set(line["mirrored_inversion"].values()) == {torch.tensor(0.1).item()}
 
 

@@ -96,11 +96,19 @@ def moved(model, layer, size):
     return model
 
 
+def share(judge, images, label):
+    """The share of images that a judge takes for this label."""
+    return (ask(judge, images)[0].argmax(1) == label).float().mean().item()
+
+
+def between(one, other, z, y):
+    """Pictures whose logits are half one model's and half the other's, from the same z: bytes."""
+    return to_bytes(((one.decode(z, y) + other.decode(z, y)) / 2).sigmoid().detach())
+
+
 def pictures_between(experiment, one, other, label, n=500):
-    """The share judged as `label` of pictures whose logits are half one model's and half the other's, from the same z."""
-    z, y = latents(one, n, 0), one_hot(torch.full((n,), label), one.classes)
-    images = to_bytes(((one.decode(z, y) + other.decode(z, y)) / 2).sigmoid())
-    return (ask(experiment.judge, images)[0].argmax(1) == label).float().mean().item()
+    """The share judged as `label` of pictures between two models."""
+    return share(experiment.judge, between(one, other, latents(one, n, 0), one_hot(torch.full((n,), label), one.classes)), label)
 
 
 def attacked(experiment, before, after, label, seed):
@@ -195,8 +203,8 @@ def likeness(experiment, original, seed, label, lam):
 
     drawn = {"before": draw(before, z, y), "after": draw(after, z, y), "halfway": draw(mixed(before, [after], [0.5]), z, y),
              "label x 2": draw(after, z, 2 * y), "inverted": inverted(real_images(train, label, seed)),
-             "real": experiment.test.only([label]).images}
-    figures = {title: {name: (ask(judge, images)[0].argmax(1) == label).float().mean().item() for name, images in drawn.items()}
+             "pictures halfway": between(before, after, z, y), "real": experiment.test.only([label]).images}
+    figures = {title: {name: share(judge, images, label) for name, images in drawn.items()}
                for title, judge in (("share", experiment.judge), ("strict_share", strict))}
     found = {shape: mirrored(inverted(mirrored(real_images(train, shape, seed)))) for shape in MIRRORED}
     hits = {shape: ask(experiment.second_judge, images)[0][:, shape] > 0.9 for shape, images in found.items()}
