@@ -128,14 +128,17 @@ def test_pages_fit_a_phone_ask_for_nothing_and_their_contents_unfold(site, brows
 
 
 SLIDE = """
+const done = arguments[0];
 document.querySelectorAll("section:not([hidden]) details").forEach(one => one.open = true);
+setTimeout(() => {      // once it has been fitted
 const open = [...document.querySelectorAll("section")].filter(one => one.checkVisibility());
 const outside = [...open[0].querySelectorAll("*"), open[0]].filter(one => {
     const {left, top, right, bottom} = one.getBoundingClientRect();
     const inside = left > -1 && top > -1 && right < innerWidth + 1 && bottom < innerHeight + 1;
     return one.checkVisibility() && !one.closest("math") && right > left && !inside;
 });
-return [open.length, open[0].textContent, outside.map(one => one.outerHTML.slice(0, 80)), slides.length];
+done([open.length, open[0].textContent, outside.map(one => one.outerHTML.slice(0, 80)), slides.length]);
+}, 50);
 """
 
 
@@ -154,12 +157,12 @@ def test_slides_are_slides(site, browser, width, height):
         WebDriverWait(browser, 60).until(lambda browser, ready=ready: browser.execute_script(ready))
         texts, many = [], 9
         while len(texts) < many:
-            (opened, text, outside, many) = browser.execute_script(SLIDE)
+            opened, text, outside, many = browser.execute_async_script(SLIDE)
             assert (opened, outside) == (1, []), f"{lesson.name}, slide {len(texts) + 1}"
             texts.append(text)
             browser.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
         browser.switch_to.active_element.send_keys(Keys.ARROW_LEFT)
-        assert browser.execute_script(SLIDE)[1] == texts[-2] and browser.current_url.endswith(f"#{many - 1}")
+        assert browser.execute_async_script(SLIDE)[1] == texts[-2] and browser.current_url.endswith(f"#{many - 1}")
         page, together = parsed(site / f"{lesson.stem}.html").main, "".join("".join(texts).split())
         shown = [block for block in page.find_all(["p", "pre"]) if not block.find_parent("details", "setup")]
         blocks = ["".join(block.get_text().split()) for block in shown]
