@@ -134,7 +134,7 @@ def project(tmp_path, monkeypatch):
 
 
 def version(python, package="tiny"):
-    code = f"from importlib.metadata import version; print(version('{package}'))"
+    code = f"import importlib.metadata; print(importlib.metadata.version('{package}'))"
     return subprocess.check_output([python, "-I", "-c", code], text=True).strip()
 
 
@@ -168,17 +168,11 @@ def test_an_environment_without_pip_as_uv_makes_it_is_kept_even_where_python_has
     assert (run.VENV / "a reader's own").exists() and version(python) and version(python, "pip")
 
 
-@pytest.fixture
-def no_pip(monkeypatch):
-    """All that asks for pip is taken to end well."""
-    real = run.ends_well
-    monkeypatch.setattr(run, "ends_well", lambda *words: "pip" in " ".join(map(str, words[1:])) or real(*words))
-
-
 @of_other_systems
-@pytest.mark.usefixtures("no_pip")
 @pytest.mark.parametrize("content", [None, b"MZ\x90", b"#!/bin/sh\nexit 1\n"], ids=["gone", "another system's", "too old"])
-def test_an_environment_that_cannot_be_used_is_set_aside_in_a_sentence_and_made_anew(project, capsys, content):
+def test_an_environment_that_cannot_be_used_is_set_aside_in_a_sentence_and_made_anew(project, capsys, monkeypatch, content):
+    real = run.ends_well                                    # all that asks for pip is taken to end well
+    monkeypatch.setattr(run, "ends_well", lambda *words: "pip" in " ".join(map(str, words[1:])) or real(*words))
     python, aside = project(), run.ROOT / ".venv-2"
     (run.VENV / "a reader's own").write_text("")
     (run.ROOT / ".venv-1").mkdir()
@@ -192,10 +186,11 @@ def test_an_environment_that_cannot_be_used_is_set_aside_in_a_sentence_and_made_
 
 
 @of_other_systems
-@pytest.mark.usefixtures("no_pip")
-def test_a_drive_without_symbolic_links_gets_copies(project, monkeypatch):
+def test_a_drive_without_symbolic_links_gets_copies(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "VENV", tmp_path / ".venv")
     monkeypatch.setattr(os, "symlink", mock.Mock(side_effect=PermissionError(1, "Operation not permitted")))
-    subprocess.check_call([project(), "-c", ""])
+    run.make_environment()
+    subprocess.check_call([run.VENV / "bin" / "python", "-c", ""])
     assert not [path for path in run.VENV.rglob("*") if path.is_symlink()]
 
 

@@ -27,15 +27,6 @@ def site(tmp_path_factory):
     return out
 
 
-@pytest.fixture
-def tool():
-    """tools/site.py as a module; under another name, since Python has one of its own."""
-    spec = importlib.util.spec_from_file_location("site_tool", REPOSITORY / "tools" / "site.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @cache
 def parsed(path):
     return BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
@@ -89,19 +80,6 @@ def test_students_get_the_lessons_without_answers_and_teachers_with_them(site):
         assert teacher == committed and "<summary>" in told and not any(cell.get("outputs") for cell in student.cells)
         without = re.sub(r"<details>.*?</details>", "", told, flags=re.DOTALL)
         assert "".join(asked.split()) == "".join(without.split()) != "".join(told.split())
-
-
-def test_where_links_lead_with_and_without_an_address(tool, tmp_path):
-    site, front = tool.Site(tmp_path), REPOSITORY / "README.md"
-    for repository, where in (("", None), ("owner/name", "https://github.com/owner/name/blob/main/LICENSE")):
-        site.repository = repository
-        assert site.lead("LICENSE", front) == where
-        assert ("<a" in str(site.finished('<a href="LICENSE">MIT</a>', front))) == bool(repository)
-    assert site.lead("../README.md#run-it", LESSONS[0]) == "index.html#run-it"
-    with pytest.raises(ValueError, match=r"README\.md has a dead link: gone\.md"):
-        site.lead("gone.md", front)
-    badge = '<a href="https://colab.research.google.com"><img src="https://example.com/badge.svg" alt="Colab"></a>'
-    assert str(site.finished(badge, front)) == '<a href="https://colab.research.google.com">Colab</a>'
 
 
 def seen_as(browser, width, height):
