@@ -66,10 +66,11 @@ def test_it_is_one_small_file_made_of_the_released_ones_which_leads_out_once_an_
 
 def test_a_run_keeps_the_decoder_at_its_stops():
     """Before the first step it is the original; each later stop is another; the run itself does not depend on the stops."""
-    many, few = play.forgetting(0, (0, 3, 6)), play.forgetting(0, (6,))
+    many, few, other = play.forgetting(0, (0, 3, 6)), play.forgetting(0, (6,)), play.forgetting(8, (6,))
     original = released(CVAE, "cvae.pt").decoder.state_dict()
     assert all(torch.equal(p, original[key]) for key, p in many[0].state_dict().items())
-    assert len({decoder[0].weight.sum().item() for decoder in many}) == 3 and torch.equal(few[0][0].weight, many[2][0].weight)
+    assert len({decoder[0].weight.sum().item() for decoder in [*many, *other]}) == 4
+    assert torch.equal(few[0][0].weight, many[2][0].weight)
 
 
 def test_the_stops_are_a_run_that_ends_where_the_released_one_does(held):
