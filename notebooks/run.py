@@ -27,14 +27,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
-HAS = """
-import sys
-from importlib.metadata import version
-from pip._vendor.packaging.requirements import Requirement
-for one in map(Requirement, sys.argv[1:]):
-    assert one.specifier.contains(version(one.name), prereleases=True)
-"""
 FIVE = "01_train_cvae", "02_compute_fim", "03_forget", "04_sample", "05_evaluate"
+STUDIES = ("studies/1_does_it_forget", "studies/2_at_what_cost", "studies/3_is_it_gone", "studies/4_elsewhere",
+           "studies/5_yours")
 
 
 def call(*command, cwd=None):
@@ -45,15 +40,6 @@ def call(*command, cwd=None):
             return process.wait()
         except KeyboardInterrupt:
             pass
-
-
-def required(requirements):
-    """The requirements in a file, and in those that it names by -r."""
-    for line in (ROOT / requirements).read_text().splitlines():
-        if line.startswith("-r"):
-            yield from required(line.split()[1])
-        elif line and not line.startswith("#"):
-            yield line
 
 
 def ends_well(*command):
@@ -83,9 +69,6 @@ def set_up(requirements):
 
     It is tried each time. What the shell says of other packages, and of where pip installs, is not for this environment.
     """
-    if os.pathsep in str(VENV):
-        sys.exit(f"{ROOT} has a {os.pathsep!r} in its name, and Python can't make a virtual environment there. Rename that "
-                 "folder, then give the same command again.")
     folder = VENV / ("Scripts" if os.name == "nt" else "bin")
     python = folder / "python"
     for name in ("PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT"):
@@ -99,23 +82,22 @@ def set_up(requirements):
     if not (ends_well(python, "-I", "-c", "import pip") or any(ends_well(*way) for way in ways)):
         sys.exit(f"{VENV} has no pip, and {sys.executable} can't put it there. Install python3-venv (Debian, Ubuntu) or uv, "
                  "then give the same command again.")
-    has = python, "-I", "-c", HAS, *required(requirements)
-    if not ends_well(*has):
+    install = python, "-I", "-m", "pip", "install", "--disable-pip-version-check", "-r", ROOT / requirements
+    has_all = *install, "--isolated", "--no-user", "--no-index", "--no-deps", "--dry-run"  # fails if one is to be fetched
+    if not ends_well(*has_all):
         print(f"Installing {requirements} in {VENV}: some minutes, once", flush=True)
-        status = call(python, "-I", "-m", "pip", "install", "--disable-pip-version-check", "-r", ROOT / requirements)
-        if status:
+        if status := call(*install):
             sys.exit(status)
-        if not ends_well(*has):
+        if not ends_well(*has_all):
             sys.exit(f"pip did not install into {VENV}. See where its settings send it: {python} -m pip config list")
     return python
 
 
 def value_of(name, text):
     """A Python value, such as 1e-4, True or [3, 8]; what is none stands for itself."""
-    if name == "workspace":
-        return text if text == "auto" else os.path.abspath(os.path.expanduser(text))
     place = os.path.abspath(os.path.expanduser(text))
-    if name == "dataset" and os.path.exists(place) and not os.path.isdir(os.path.join(place, "raw")):   # torchvision's have one
+    torchvisions = os.path.isdir(os.path.join(place, "raw"))
+    if (name == "workspace" and text != "auto") or (name == "dataset" and os.path.exists(place) and not torchvisions):
         return place
     try:
         return ast.literal_eval(text)
@@ -123,21 +105,13 @@ def value_of(name, text):
         return text
 
 
-def originals():
-    """The project's own notebooks, "01_train_cvae", …, "studies/1_ten_digits". The name of a copy goes on where that of
-    another ends."""
-    names = sorted(f"studies/{path.stem}" for path in (ROOT / "notebooks" / "studies").glob("[0-9]*_*.ipynb"))
-    return [*FIVE, *(name for name in names if not any(name != other and name.startswith(other) for other in names))]
-
-
 def path_of(word):
-    """The notebook that a word names, an original by its number. Exits if that is none, or several."""
+    """The notebook that a word names: one of the project's by its number, any by its full name. Exits if there is none."""
     name = word.replace("\\", "/").removeprefix("notebooks/").removesuffix(".ipynb")
-    exact = (ROOT / "notebooks" / f"{name}.ipynb").is_file()
-    found = [name] if exact else [original for original in originals() if original.startswith(f"{name}_")]
-    if len(found) != 1:
-        sys.exit(f"{word!r} names {' and '.join(found) or 'no notebook'}. There are: {', '.join(originals())}.")
-    return ROOT / "notebooks" / f"{found[0]}.ipynb"
+    for known in (name, *(known for known in (*FIVE, *STUDIES) if known.startswith(f"{name}_"))):
+        if (path := ROOT / "notebooks" / f"{known}.ipynb").is_file():
+            return path
+    sys.exit(f"{word!r} names no notebook. There are: {', '.join((*FIVE, *STUDIES))}.")
 
 
 def chosen(words):
@@ -187,10 +161,9 @@ def copy_project(folder):
     """
     for path in filter(Path.is_file, ROOT.iterdir()):
         shutil.copy(path, folder)
-    for part in (".github", "benchmarks", "checkpoints/released", "figures/released", "notebooks", "tests", "tools"):
-        if (ROOT / part).is_dir():  # which what was uploaded without hidden folders may lack
-            shutil.copytree(ROOT / part, Path(folder, part), ignore=shutil.ignore_patterns("*.ipynb", ".*", "__pycache__"))
-    for name in originals():
+    for part in ("benchmarks", "checkpoints/released", "figures/released", "notebooks", "tests", "tools"):
+        shutil.copytree(ROOT / part, Path(folder, part), ignore=shutil.ignore_patterns("*.ipynb", ".*", "__pycache__"))
+    for name in (*FIVE, *STUDIES):
         path = Path("notebooks", f"{name}.ipynb")
         here = staged = (ROOT / path).read_bytes()
         with suppress(OSError, subprocess.CalledProcessError):

@@ -4,10 +4,8 @@ import hashlib
 import json
 import math
 import re
-import time
 import zlib
 from base64 import b85decode
-from copy import deepcopy
 
 import numpy as np
 import play
@@ -50,37 +48,29 @@ def released(kind, name):
     return model
 
 
-def test_it_is_one_small_file_made_of_the_released_ones(monkeypatch, tmp_path):
+def test_it_is_one_small_file_made_of_the_released_ones_which_leads_out_once_an_address_is_known(monkeypatch, tmp_path):
     before = play.PAGE.read_text()
     assert len(before.encode()) <= 4_000_000 and "default-src 'none'" in before  # which lets it ask no network for anything
-    monkeypatch.setattr(play, "PAGE", tmp_path / "play.html")
-    play.PAGE.write_text(before)
-    play.write()                                                                # around the same numbers
-    assert play.PAGE.read_text() == before
     digests = json.loads(play.HELD.search(before)[1])["digests"]
     assert digests == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in play.FILES}
-
-
-def test_it_leads_out_only_once_an_address_is_known(monkeypatch, tmp_path):
-    before = play.PAGE.read_text()
-    assert re.findall('<a [^>]*href="([^"]*)"', before) == [play.home()] and "README.md" not in before
+    (tmp_path / "play.html").write_text(before)
     monkeypatch.setattr(play, "PAGE", tmp_path / "play.html")
+    play.write()                                                                # around the same numbers
+    assert play.PAGE.read_text() == before
     monkeypatch.setattr(play, "REPOSITORY", tmp_path)
-    play.PAGE.write_text(before)
     for repository, address in (("owner/name", "https://github.com/owner/name"), ("", "")):
         (tmp_path / "pyproject.toml").write_text(f'[tool.amnesia]\nrepository = "{repository}"')
         play.write()
         assert re.findall('<a [^>]*href="([^"]*)"', play.PAGE.read_text()) == [address]
 
 
-def test_a_run_keeps_the_decoder_at_its_stops(cvae):
+def test_a_run_keeps_the_decoder_at_its_stops():
     """Before the first step it is the original; each later stop is another; the run itself does not depend on the stops."""
-    before, fim = deepcopy(cvae.decoder.state_dict()), {name: torch.ones_like(p) for name, p in cvae.named_parameters()}
-    many, few = (play.forgetting(deepcopy(cvae), fim, 0, stops) for stops in ((0, 3, 6), (6,)))
-    assert len(many) == 3 and all(torch.equal(p, before[key]) for key, p in many[0].state_dict().items())
-    weights = [decoder[0].weight for decoder in many]
-    assert not torch.equal(weights[0], weights[1]) and not torch.equal(weights[1], weights[2])
-    assert torch.equal(few[0][0].weight, weights[2])
+    many, few, other = play.forgetting(0, (0, 3, 6)), play.forgetting(0, (6,)), play.forgetting(8, (6,))
+    original = released(CVAE, "cvae.pt").decoder.state_dict()
+    assert all(torch.equal(p, original[key]) for key, p in many[0].state_dict().items())
+    assert len({decoder[0].weight.sum().item() for decoder in [*many, *other]}) == 4
+    assert torch.equal(few[0][0].weight, many[2][0].weight)
 
 
 def test_the_stops_are_a_run_that_ends_where_the_released_one_does(held):
@@ -114,7 +104,6 @@ def page(browser):
     from selenium.webdriver.support.wait import WebDriverWait
 
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     browser.get(play.PAGE.as_uri())
     says = "return [...document.querySelectorAll('.says')].every(one => one.textContent)"
     WebDriverWait(browser, PATIENCE).until(lambda browser: browser.execute_script(says), "no picture")
@@ -145,7 +134,7 @@ def test_it_draws_what_torch_draws(page):
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("at, share", [*((at, 0) for at in range(len(STOPS))), (LAST, 0.5), (2, 0.36), (0, 1)])
+@pytest.mark.parametrize("at, share", [(0, 0), (1, 0), (3, 0), (LAST, 0), (LAST, 0.5), (2, 0.36), (0, 1)])
 def test_it_shows_each_stop_and_each_average(page, held, at, share):
     stops, other = held
     cvae = CVAE().requires_grad_(False)
@@ -163,97 +152,31 @@ def test_it_shows_each_stop_and_each_average(page, held, at, share):
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("asks, at, share, says", [
-    ((7, 0, 9), 3, 0, ("322 of 1,600 steps", "a 0, which it is being made to forget.")),
-    ((3, -1, 9), 5, 0, ("1,600 of 1,600", "a 3, which was to be kept.")),
-    ((8, -1, 9), 5, 1, ("made to forget the 8", "an 8, which it was made to forget.")),
-    ((7, -0.25, 9), 5, 0, ("You ask for 25 % of a 7 and 75 % of a 0.",))])
-def test_what_it_says_follows_the_sliders(page, asks, at, share, says):
-    asked(page, LATENTS[0], asks, at, share)
-    story = page.find_element("id", "story").text
-    assert all(part in story for part in says), story
-    assert page.find_element("id", "step").text == f"{STOPS[at]:,} of 1,600"
-
-
-@pytest.mark.browser
-def test_without_scripts_it_says_what_it_would_do(page):
-    page.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
-    page.get(play.PAGE.as_uri())
-    text = page.find_element("css selector", "body").text
-    page.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
-    assert re.fullmatch(r"Forget a digit\n[^\n]+\n?", text) and text.count(".") >= 4 and not re.search(r" [.,]", text)
-
-
-TIME = """
-return [draw, say].map(work => Array.from({length: 60}, (_, i) => {
-    noise[i % 8].value = Math.cos(i);
-    const start = performance.now();
-    work();
-    return performance.now() - start;
-}).sort((a, b) => a - b)[30]);
-"""
-
-
-@pytest.mark.browser
 def test_it_answers_within_a_frame(page):
-    """Both pictures, in the page. The judge, who may be a frame late, is timed as well."""
-    drawn, judged = page.execute_script(TIME)
-    print(f"median milliseconds: both pictures {drawn:.1f}, judging both {judged:.1f}")
-    assert drawn < 16
+    """Both pictures; the judge may be a frame late."""
+    milliseconds = page.execute_script("""return Array.from({length: 60}, (_, i) => {
+        noise[i % 8].value = Math.cos(i);
+        const start = performance.now();
+        draw();
+        return performance.now() - start;
+    })""")
+    assert np.median(milliseconds) < 16
 
 
 @pytest.mark.browser
 @pytest.mark.parametrize("width, height", [(390, 844), (1280, 800)])
 def test_it_fits_a_phone_and_a_desk(page, width, height):
-    """Nothing is cut off or too small to touch, pictures and both sliders of weights are in sight together, and nothing
-    moves when they do."""
+    """Nothing is cut off or too small to touch, and nothing moves when a slider does."""
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
                          {"width": width, "height": height, "deviceScaleFactor": 2, "mobile": width < 500})
-    assert page.execute_script("return innerWidth") == width
-    assert page.execute_script("return document.documentElement.scrollWidth") <= width
     small = "return [...document.querySelectorAll('button, select, input')].filter(one => one.offsetHeight < 44).length"
-    assert page.execute_script(small) == 0
+    assert page.execute_script("return document.documentElement.scrollWidth") <= width and not page.execute_script(small)
     places = ("return [...document.querySelectorAll('canvas, .bars, input, button')].map(one => one.getBoundingClientRect())"
               ".map(({top, bottom, left}) => [top, bottom, left])")
     before = page.execute_script(places)
-    reach = "return mix.getBoundingClientRect().bottom - document.querySelector('canvas').getBoundingClientRect().top"
-    assert page.execute_script(reach) <= height
-    for at, share, label in ((0, 0, 8), (2, 0, 0), (5, 0.63, 3), (5, 0.5, 0), (0, 1, 8)):
-        asked(page, LATENTS[0], (label or 7, -1 if label else 0, 9), at, share)
+    for at, share, label in ((2, 0, 7), (5, 0.63, 3), (0, 1, 8)):
+        asked(page, LATENTS[0], (label, -1, 9), at, share)
         assert page.execute_script(places) == before
-
-
-@pytest.mark.browser
-@pytest.mark.parametrize("features", [{"prefers-color-scheme": "dark"}, {"forced-colors": "active"},
-                                      {"forced-colors": "active", "prefers-color-scheme": "dark"}, None])
-def test_in_the_dark_the_chosen_digit_and_the_thumbs_are_seen(page, features):
-    import io
-
-    import PIL.Image
-
-    if features:
-        pairs = [{"name": name, "value": value} for name, value in features.items()]
-        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": pairs})
-    else:                                                   # the browser makes pages dark by itself
-        page.execute_cdp_cmd("Emulation.setAutoDarkModeOverride", {"enabled": True})
-    page.execute_script("ask(3)")
-    time.sleep(0.5)
-
-    def seen(css):
-        """The relative luminance of an element's pixels, (height, width), as WCAG defines it."""
-        picture = PIL.Image.open(io.BytesIO(page.find_element("css selector", css).screenshot_as_png)).convert("RGB")
-        linear = (np.asarray(picture) / 255) ** 2.2
-        return linear @ [0.2126, 0.7152, 0.0722]
-
-    def contrast(a, b):
-        return (np.maximum(a, b) + 0.05) / (np.minimum(a, b) + 0.05)
-
-    chosen, another = (np.median(seen(f"#labels button:nth-child({n})")) for n in (4, 6))
-    thumb = seen("#when")[:, -22:]                          # which stands at the right end
-    page.execute_cdp_cmd("Emulation.setAutoDarkModeOverride", {})
-    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
-    assert contrast(chosen, another) >= 3
-    assert (contrast(thumb, thumb[0, 0]) >= 3).sum() > 50
 
 
 @pytest.mark.browser
@@ -268,10 +191,8 @@ def test_it_answers_to_keys(page):
     before = page.find_element("css selector", "#noise input").get_property("value")
     page.switch_to.active_element.send_keys("n")
     assert page.find_element("css selector", "#noise input").get_property("value") != before
-    says = "return [element('name').textContent, element('step').textContent, element('recipe').textContent]"
-    for slider, key, wanted in (("when", Keys.HOME, ["the original again", "0 of 1,600", "100 % + 0 %"]),
-                                ("when", Keys.ARROW_RIGHT, ["after 93 steps", "93 of 1,600", "100 % + 0 %"]),
-                                ("mix", Keys.END, ["forgot the 8", "93 of 1,600", "0 % + 100 %"]),
-                                ("mix", Keys.ARROW_LEFT, ["mixed", "93 of 1,600", "2 % + 98 %"])):
+    for slider, key, says in (("when", Keys.HOME, "0 of 1,600 100 % + 0 %"), ("mix", Keys.END, "0 of 1,600 0 % + 100 %"),
+                              ("when", Keys.ARROW_RIGHT, "93 of 1,600 0 % + 100 %")):
         page.find_element("id", slider).send_keys(key)
-        WebDriverWait(page, PATIENCE).until(lambda page, wanted=wanted: page.execute_script(says) == wanted)
+        WebDriverWait(page, PATIENCE).until(lambda page, says=says: says == " ".join(
+            page.find_element("id", name).text for name in ("step", "recipe")))

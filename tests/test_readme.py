@@ -73,9 +73,7 @@ def test_links_lead_somewhere_and_pictures_have_a_text_for_screen_readers():
 
 
 def test_how_it_is_built_names_every_file_and_none_that_is_not_there():
-    pages = "".join(page.read_text() for page in (HOW_TO, REPOSITORY / "CONTRIBUTING.md"))
-    named = {*re.findall(r"`(\w+\.py)`", re.search("^## How it is built$.*", pages, re.M | re.S)[0])}
-    packages = {path.name for folder in ("amnesia", "studies/amnesia_studies")
-                for path in (REPOSITORY / "notebooks" / folder).rglob("[a-z]*.py") if path.parent.name != "methods"}
-    others = {path.name for folder in ("tools", "tests") for path in (REPOSITORY / folder).glob("*.py")}
-    assert packages <= named <= packages | others | {"run.py"}
+    named = {*re.findall(r"`(\w+\.py)`", (REPOSITORY / "CONTRIBUTING.md").read_text().split("## How it is built")[1])}
+    packages = {path.name for path in (REPOSITORY / "notebooks").glob("**/amnesia*/[a-z]*.py")}
+    assert packages <= named <= {path.name for folder in ("notebooks", "tools", "tests")
+                                 for path in (REPOSITORY / folder).rglob("*.py")}

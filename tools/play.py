@@ -14,22 +14,24 @@ import hashlib
 import json
 import re
 import sys
+import tempfile
 import tomllib
 import zlib
 from copy import deepcopy
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "notebooks"))
 
-from amnesia import CVAE, Classifier, bernoulli_nll, ewc_penalty, fit, negative_elbo_terms
+from amnesia import Classifier, Saved, fit
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TEMPLATE, PAGE = Path(__file__).with_suffix(".html"), REPOSITORY / "figures" / "released" / "play.html"
+NOTEBOOK = REPOSITORY / "notebooks" / "03_forget.ipynb"
 FILES = [REPOSITORY / "checkpoints" / "released" / name for name in ("cvae.pt", "fim-cvae.pt", "classifier.pt")]
 HELD = re.compile('"application/json">(.*)</script>\n<script id="numbers" type="text/plain">(.*)</script>')  # by the page
 FORGOTTEN, OTHER = 0, 8
@@ -38,33 +40,24 @@ DECODER_STEPS, JUDGE_STEPS = (1 / 8192, 1 / 4096, 1 / 2200), (1 / 600,) * 5  # l
 COARSER = 6  # an edit's steps
 
 
-def forgetting(cvae, fim, digit, stops):
-    """The decoders at these steps of notebook 3's run at its defaults: seed 0, the label is taught noise, the other labels
-    are distilled, λ = 0.3. `fim`: the Fisher information by the names of the model's parameters."""
-    original, kept, taken = deepcopy(cvae).requires_grad_(False), [label for label in range(10) if label != digit], []
-    labels_kept, done = torch.tensor(kept), iter(range(stops[-1]))
-
-    def distil(y):
-        z = torch.randn(len(y), cvae.latent_dim)
-        logits_old = original.decode(z, y)
-        p_old = logits_old.sigmoid()
-        (mean_old, log_var_old), (mean, log_var) = original.encode(p_old, y), cvae.encode(p_old, y)
-        decoder = bernoulli_nll(cvae.decode(z, y), p_old) - bernoulli_nll(logits_old, p_old)
-        ratio = ((mean - mean_old).square() + log_var_old.exp()) / log_var.exp()
-        return decoder + (log_var - log_var_old + ratio - 1).sum(1) / 2
+def forgetting(digit, stops):
+    """The decoders at these steps of a run of notebook 3 on the released files: its own cells up to the loss, at their
+    defaults but for the digit."""
+    names, taken, done = {}, [], iter(range(stops[-1]))
+    for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
+        if cell.cell_type == "code" and "loss" not in names:
+            exec(cell.source, names)
+            if "parameters" in cell.metadata.get("tags", []):
+                names |= {"forget": [digit], "device": "cpu", "workspace": tempfile.mkdtemp()}
+    cvae = names["cvae"]
 
     def loss():
         if next(done) in stops:
             taken.append(deepcopy(cvae.decoder))
-        torch.randint(1, (24,))  # where the notebook draws one of the labels to forget
-        y = F.one_hot(labels_kept[torch.randint(len(kept), (96,))], 10).float()
-        x = torch.rand(24, 784)
-        y_forget = F.one_hot(torch.full((48,), digit), 10).float()
-        forget = sum(negative_elbo_terms(cvae, torch.cat([x, 1 - x]), y_forget))
-        return {"forget": forget.mean(), "remember": distil(y).mean(), "protect": 0.3 * ewc_penalty(cvae, original, fim)}
+        return names["loss"]()
 
     torch.manual_seed(0)
-    fit(cvae, loss, steps=stops[-1], learning_rate=5e-3, title=f"forgetting {digit}")
+    fit(cvae, loss, steps=stops[-1], learning_rate=names["learning_rate"], title=f"forgetting {digit}")
     return [*taken, cvae.decoder]
 
 
@@ -101,20 +94,16 @@ def packed(numbers):
 
 def models():
     """What the page holds of the models, two texts: about them, and their numbers."""
-    files = dict(zip(("cvae", "fim", "judge"), (torch.load(path, weights_only=True) for path in FILES), strict=True))
-    judge, cvae = Classifier(), CVAE(**files["cvae"]["config"])
-    judge.load_state_dict(files["judge"]["state"])
-    cvae.load_state_dict(files["cvae"]["state"])
-    stops = forgetting(deepcopy(cvae), files["fim"]["state"], FORGOTTEN, STOPS)
-    other = forgetting(deepcopy(cvae), files["fim"]["state"], OTHER, STOPS[-1:])[-1]
-    original = multiples(cvae.decoder, DECODER_STEPS).round()
+    judge = Saved(FILES[-1]).build(Classifier, "cpu")
+    stops, (other,) = forgetting(FORGOTTEN, STOPS), forgetting(OTHER, STOPS[-1:])
+    original = multiples(stops[0], DECODER_STEPS).round()
     at, edits = original, []
     for decoder in stops[1:]:
         edits.append(((multiples(decoder, DECODER_STEPS) - at) / COARSER).round())
         at = at + COARSER * edits[-1]
     edits.append(((multiples(other, DECODER_STEPS) - original) / COARSER).round())
     shapes = {name: [[*weight.shape, step] for (weight, _), step in zip(layers(network), steps, strict=True)]
-              for name, network, steps in (("decoder", cvae.decoder, DECODER_STEPS), ("judge", judge, JUDGE_STEPS))}
+              for name, network, steps in (("decoder", other, DECODER_STEPS), ("judge", judge, JUDGE_STEPS))}
     about = {"digests": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in FILES},
              "forgotten": FORGOTTEN, "other": OTHER, "stops": STOPS, "coarser": COARSER, **shapes}
     numbers = np.concatenate([original, *edits, multiples(judge, JUDGE_STEPS).round()]).astype(np.int64)
