@@ -8,12 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Event
 
-import numpy as np
 import pytest
 import torch
 from conftest import RELEASED
 
-from amnesia import CVAE, Classifier, Saved, Stage, Workspace, WorkspaceError, checkpoints, stages
+from amnesia import CVAE, Saved, Stage, Workspace, WorkspaceError, checkpoints, stages
 
 SETTINGS = {"steps": 3, "seed": 0}
 CONTENT = {"state": {"w": torch.arange(1000.0)}, "config": {}, "metrics": {"terms": [1.0, 2.0]}}
@@ -29,20 +28,13 @@ def save(store, name="cvae.pt", made_from=(), **settings):
     return Stage(store, name, {**SETTINGS, **settings}, made_from).save(**CONTENT)
 
 
-def test_what_is_saved_is_plain_and_loads_again(store, cvae):
+def test_what_is_saved_or_released_is_plain_and_loads_again(store, cvae):
     saved = Stage(store, "cvae.pt", SETTINGS).save(state=cvae.state_dict(), config=cvae.config, metrics={})
-    content = torch.load(saved.path, weights_only=True)
-    assert {"kind", "state", "config", "lineage", "metrics", "versions"} <= content.keys() and content["kind"] == "cvae"
+    assert torch.load(saved.path, weights_only=True)["kind"] == "cvae"
     assert saved.digest == store.load("cvae.pt").digest == hashlib.sha256(saved.path.read_bytes()).hexdigest()
     rebuilt = store.load("cvae.pt").build(CVAE, "cpu")
     assert all(torch.equal(a, b) for a, b in zip(rebuilt.parameters(), cvae.parameters(), strict=True))
-
-
-def test_every_released_file_is_read_as_it_is():
-    saved = {path.name: Saved(path) for path in [*RELEASED.rglob("*.pt"), *RELEASED.rglob("evaluation-*.json")]}
-    assert all(file.settings for file in saved.values())
-    assert saved["cvae.pt"].build(CVAE, "cpu").generate(torch.arange(10)).shape == (10, 784)
-    assert saved["classifier.pt"].build(Classifier, "cpu")(torch.rand(2, 784)).shape == (2, 10)
+    assert all(Saved(path).settings for path in [*RELEASED.rglob("*.pt"), *RELEASED.rglob("evaluation-*.json")])
 
 
 class Malicious:
@@ -50,51 +42,43 @@ class Malicious:
         return Path.touch, (Path("pwned"),)
 
 
-@pytest.mark.parametrize(("name", "said"), [
-    ("cvae.pt", "Run 01_train_cvae"), ("fim-cvae.pt", "Run 02_compute_fim"), ("fim-amnesiac-0.pt", "Run 02_compute_fim"),
-    ("amnesiac-0.pt", "Run 03_forget"), ("samples-0.pt", "Run 04_sample"), ("evaluation-0.json", "Run 05_evaluate"),
-    ("fim-denoiser.pt", ""), ("classifier.pt", "")])
-def test_a_missing_or_foreign_file_is_refused_with_the_notebook_that_makes_it_and_kept(store, name, said, monkeypatch, tmp_path):
+@pytest.mark.parametrize(("name", "maker"), [
+    ("cvae.pt", "01"), ("fim-cvae.pt", "02"), ("fim-amnesiac-0.pt", "02"), ("amnesiac-0.pt", "03"), ("samples-0.pt", "04"),
+    ("evaluation-0.json", "05"), ("classifier.pt", "")])
+def test_a_missing_or_foreign_file_is_refused_with_the_notebook_that_makes_it_and_kept(store, name, maker, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     torch.save({"name": name, "settings": {}, "lineage": {}, "state": Malicious()}, tmp_path / "malicious")
     another, path = save(store, "another.pt").path.read_bytes(), store.checkpoints / name
     for bad in (None, b"", b"PK", b"[" * 5000, b"{}", b"[1]", another, Path("malicious").read_bytes()):
         if bad is not None:
             path.write_bytes(bad)
-        with pytest.raises(WorkspaceError, match=rf"{name} .*{said}") as caught:
+        with pytest.raises(WorkspaceError, match=rf"{name} .*{maker and 'Run ' + maker}") as caught:
             store.load(name)
-        assert "elete" not in str(caught.value) and ("Run" in str(caught.value)) == ("Run" in said)
-        assert bad is None or path.read_bytes() == bad
+        assert "elete" not in str(caught.value) and (bad is None or path.read_bytes() == bad)
     assert not Path("pwned").exists()
 
 
 def test_cut_off_and_flipped_bytes_are_refused_or_change_nothing(store):
     path = save(store).path
     good, refused = path.read_bytes(), 0
-    flipped = [good[:i] + bytes([good[i] ^ 0x10]) + good[i + 1:] for i in range(0, len(good), 13)]
-    for bad in [good[:length] for length in range(0, len(good), 97)] + flipped:
+    flipped = [good[:i] + bytes([good[i] ^ 0x10]) + good[i + 1:] for i in range(0, len(good), 29)]
+    for bad in [good[:length] for length in range(0, len(good), 499)] + flipped:
         path.write_bytes(bad)
         try:
             saved = store.load("cvae.pt")                   # where zip fills up: nothing that counts
             assert len(bad) == len(good) and torch.equal(saved.state["w"], CONTENT["state"]["w"]) and saved.settings == SETTINGS
         except WorkspaceError:
             refused += 1
-    assert refused > len(good) / 97 + len(flipped) / 2
+    assert refused > len(good) / 499 + len(flipped) / 2
     path = Stage(store, "evaluation-0.json", SETTINGS).save(original={"entropy": 0.1}).path
     assert store.load(path.name).original == {"entropy": 0.1}
     path.write_text(path.read_text().replace("0.1", "0.9"))
-    with pytest.raises(WorkspaceError, match="damaged"):
+    with pytest.raises(WorkspaceError, match=path.name):
         store.load(path.name)
 
 
-def test_a_missing_input_is_taken_from_the_released_ones_and_that_is_said(store, capsys):
-    saved = save(store)
-    store.released.mkdir()
-    saved.path.rename(store.released / "cvae.pt")
-    assert store.load("cvae.pt").path.parent == store.released and "released" in capsys.readouterr().out
-
-
 def test_what_was_made_from_another_file_is_refused_or_made_again(store, capsys):
+    """And a missing input is taken from the released ones."""
     old = save(store)
     made, new = save(store, "fim-cvae.pt", [old]), save(store, seed=1)
     assert store.load("fim-cvae.pt", made_from=[old]).digest == made.digest
@@ -104,6 +88,9 @@ def test_what_was_made_from_another_file_is_refused_or_made_again(store, capsys)
     assert not Stage(store, "fim-cvae.pt", SETTINGS, [old], overwrite=True).load()
     for settings, source, said in (({"steps": 4}, old, "steps=4 (was 3)"), ({}, new, "another cvae.pt")):
         assert not Stage(store, "fim-cvae.pt", SETTINGS | settings, [source]).load() and said in capsys.readouterr().out
+    store.released.mkdir()
+    new.path.rename(store.released / "cvae.pt")
+    assert store.load("cvae.pt").digest == new.digest and "released" in capsys.readouterr().out
 
 
 def test_what_is_replaced_is_kept_beside_by_three_that_finish_at_once_too(store, monkeypatch):
@@ -114,9 +101,6 @@ def test_what_is_replaced_is_kept_beside_by_three_that_finish_at_once_too(store,
     files = {path: path.read_bytes() for path in store.checkpoints.glob("*.pt")}
     assert {torch.load(path)["settings"]["seed"] for path in files} == {1, 2, 3} and len(files) == 3
     save(store, **Saved(last.path).settings)                # the same again: nothing to keep
-    for bad in (np.int64(3), Path("here")):                 # settings that could not be read again
-        with pytest.raises((WorkspaceError, TypeError)):
-            save(store, steps=bad)
     assert files == {path: path.read_bytes() for path in store.checkpoints.glob("*.pt")}
 
 
@@ -149,13 +133,13 @@ def test_progress_that_cannot_be_saved_costs_no_run_and_a_damaged_one_is_refused
     assert "goes on" in capsys.readouterr().out and stage.resume(parts, CPU) == 7
     assert Stage(store, "cvae.pt", SETTINGS | {"steps": 4}).resume(parts, CPU) == 0       # of another run
     stage.unfinished.write_bytes(stage.unfinished.read_bytes()[:500])
-    with pytest.raises(WorkspaceError, match=r"unfinished\.pt is damaged"):
+    with pytest.raises(WorkspaceError, match=r"unfinished\.pt"):
         stage.resume(parts, CPU)
 
 
 @pytest.fixture
 def drive(tmp_path, monkeypatch):
-    """Where Drive would be mounted; nothing is there yet, and the project lies beside it."""
+    """Where Drive would be mounted, once it has My Drive; the project lies beside it."""
     drive = tmp_path / "content" / "drive"
     drive.mkdir(parents=True)
     monkeypatch.setattr(checkpoints, "HOME", tmp_path / "project")
@@ -170,11 +154,10 @@ def test_where_a_workspace_lies(drive, tmp_path, monkeypatch):
     (drive / "MyDrive").mkdir()
     assert Workspace().folder == drive / "MyDrive" / "selective-amnesia"
     assert Workspace(use_drive=False).folder == tmp_path / "project"
-    assert Workspace().save_seconds > Workspace(use_drive=False).save_seconds   # Drive keeps old versions
     monkeypatch.setenv("AMNESIA_WORKSPACE", str(tmp_path / "chosen"))
     assert Workspace().folder == tmp_path / "chosen" and Workspace(tmp_path / "asked").folder == tmp_path / "asked"
     store = Workspace(dataset="FashionMNIST")
-    assert (store.checkpoints, store.data) == (tmp_path / "chosen" / "checkpoints" / "FashionMNIST", tmp_path / "chosen" / "data")
+    assert store.checkpoints == tmp_path / "chosen" / "checkpoints" / "FashionMNIST"
     assert store.released.name == store.figures.name == "FashionMNIST"
     (tmp_path / "file").touch()
     with pytest.raises(WorkspaceError, match=r"file/inside.*could not be written"):
