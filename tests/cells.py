@@ -43,7 +43,7 @@ def execute(cells, until="", **parameters):
 
 
 def makes(cells):
-    """Those of these cells that a notebook's file is made by: without the practice by hand, which takes time."""
+    """Those of these cells that a notebook's file is made by: without 01's practice by hand."""
     return [source for source in cells if "pupil" not in source]
 
 

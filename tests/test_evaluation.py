@@ -13,7 +13,7 @@ from conftest import RELEASED
 from scipy.stats import chisquare
 
 from amnesia import CVAE, Classifier, Pictures, Saved, Workspace, WorkspaceError, elbo, entropy, evaluation, load_judge
-from amnesia.evaluation import ask, frechet, mean_interval, model_metrics, reference_metrics, wilson_interval
+from amnesia.evaluation import ask, forgetting_metrics, frechet, mean_interval, model_metrics, reference_metrics, wilson_interval
 
 
 def test_frechet_equals_scipys_matrix_root():

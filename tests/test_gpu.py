@@ -11,11 +11,9 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 
 class Dying(Stage):
-    """A stage whose machine is lost as soon as it has saved its progress."""
-
     def save_progress(self, *run):
         super().save_progress(*run)
-        raise EOFError
+        raise EOFError                                      # the machine is lost
 
 
 def train(pictures, steps=60, stage=None, capture=True):
@@ -53,7 +51,7 @@ def test_a_seed_repeats_and_a_run_that_was_cut_off_ends_with_the_same_bits(few, 
     assert same(whole, work(pictures, stage=Stage(store, "cvae.pt", {})))
 
 
-@pytest.mark.parametrize("steps", [3, 4, 60])
+@pytest.mark.parametrize("steps", [3, 60])
 def test_a_captured_run_is_the_plain_one_to_the_bit(few, steps):
     pictures = few[0].to("cuda")
     assert same(train(pictures, steps), train(pictures, steps, capture=False))

@@ -1,7 +1,6 @@
 """The notebooks in a live kernel, as people use them: cells run twice, out of order, interrupted; numbers and functions edited.
 
-Whatever is done, a finished file is that of a clean run with its recorded settings, byte for byte, and no finished file is
-lost. The clean run is one of the same cells in this process; the inputs are the released files.
+Whatever is done, a finished file is that of a clean run with its recorded settings, byte for byte, and none is lost.
 """
 
 import subprocess
@@ -17,8 +16,7 @@ from amnesia import Saved, grow
 
 pytestmark = [pytest.mark.slow, pytest.mark.live, pytest.mark.usefixtures("no_figures")]
 BUDGET = {"01": "steps, batch_size, dataset = 20, 16, 'noise.npz'", "03": "steps, batch_size = 12, 16"}
-# Once: progress is saved at the first step, and then the cell is interrupted. The first optimizer imports half of torch: an
-# interrupt in the middle of an import leaves Python's own modules half made, which only a restart mends.
+# Once: progress is saved at the first step, and then the cell is interrupted; not within the imports of the first optimizer
 CUT = f"""
 import sys as _sys, torch as _torch
 from amnesia import Stage as _Stage
@@ -117,16 +115,3 @@ def test_what_is_edited_counts_once_it_is_run_and_the_old_file_is_kept(kernel, t
     files.append(reader.clean(tmp_path / "clean-2"))
     assert path.read_bytes() == files[-1]
     assert {file.read_bytes() for file in path.parent.glob("amnesiac-0.*")} == {*files} and len({*files}) == 3
-
-
-def test_the_panel_is_shown_only_where_someone_can_use_it(kernel):
-    """To a front end that can answer an input(), and not to papermill."""
-    def outputs(code, someone_there):
-        seen = []
-        kernel.execute_interactive(code, allow_stdin=someone_there, output_hook=seen.append, timeout=300)
-        return "".join(str(message["content"]) for message in seen if message["msg_type"] in ("display_data", "stream", "error"))
-
-    shows = ("import sys, torch; sys.path.append('.'); from amnesia import play\n"
-             "play(lambda label, z: torch.zeros(1, 28, 28), ['picture'], torch.zeros(2), '0123456789')")
-    assert "application/vnd.jupyter.widget-view+json" in outputs(shows, someone_there=True)
-    assert outputs(shows, someone_there=False) == ""

@@ -1,6 +1,7 @@
 """tools/release.py and release_studies.py: what they write is what lies here, and outputs of other code fail them."""
 
 import shutil
+from contextlib import nullcontext
 
 import nbformat
 import pytest
@@ -11,7 +12,7 @@ from conftest import REPOSITORY
 
 @pytest.mark.parametrize(("file", "old", "new", "changed"), [
     ("1_one.ipynb", "Words", "Other words", ""), ("1_one.ipynb", r"\"\"", r"\"https://github.com/owner/name\"", ""),
-    ("1_one.ipynb", "6 * 7", "6 * 8", "one"), ("studies/2_study.ipynb", "6 * 7", "6 * 8", "study"),
+    ("1_one.ipynb", "6 * 7", "6 * 8", "one"),
     ("amnesia/models.py", "1", "2", "one.*study"), ("studies/amnesia_studies/logs.py", "1", "2", "study")])
 def test_outputs_that_are_older_than_their_code_fail_the_release(tmp_path, monkeypatch, file, old, new, changed):
     """Of a project in miniature: a notebook with a helper, a study with a package besides."""
@@ -29,10 +30,7 @@ def test_outputs_that_are_older_than_their_code_fail_the_release(tmp_path, monke
     release.check_outputs()
     assert old in (folder / file).read_text()
     (folder / file).write_text((folder / file).read_text().replace(old, new))
-    if changed:
-        with pytest.raises(SystemExit, match=changed):
-            release.check_outputs()
-    else:
+    with pytest.raises(SystemExit, match=changed) if changed else nullcontext():
         release.check_outputs()
 
 
