@@ -55,8 +55,3 @@ def run_here(stem, until="", model_cell=None, **parameters):
     cells = code(next(one for one in STEMS if one.startswith(stem)))
     cells = [model_cell if model_cell and "class CVAE" in source else source for source in cells]
     return execute(makes(cells) if until == "stage.save(" else cells, until, **parameters)
-
-
-def run_all(numbers=tuple(FEW), **parameters):
-    """{number: what it defines} of several notebooks, one after the other, with FEW where the parameters say nothing else."""
-    return {number: run_here(number, **{**FEW[number], **parameters}) for number in numbers}

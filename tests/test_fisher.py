@@ -30,13 +30,11 @@ class Layers(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.look = nn.Sequential(nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.GroupNorm(2, 4),
-                                  nn.SiLU(), nn.Conv2d(4, 4, 3, padding="same", groups=2), nn.SiLU(), nn.Flatten())
+        self.look = nn.Sequential(nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 4, 4, stride=2, padding=1), nn.GroupNorm(2, 4),
+                                  nn.SiLU(), nn.ConvTranspose2d(4, 1, 4, stride=2, padding=1), nn.Flatten())
         self.label, self.twice = nn.Embedding(3, 64), nn.Linear(64, 64)
-        self.read, self.tied = nn.Linear(64, 4), nn.Linear(64, 4)
+        self.read, self.tied, self.draw = nn.Linear(64, 4), nn.Linear(64, 4), nn.Linear(5, 64)
         self.tied.weight = self.read.weight
-        self.draw = nn.Sequential(nn.Linear(5, 64), nn.Tanh(), nn.Unflatten(1, (4, 4, 4)),
-                                  nn.ConvTranspose2d(4, 1, 4, stride=2, padding=1), nn.Flatten())
 
     def encode(self, x, y):
         h = self.twice(self.twice(self.look(x) + self.label(y.argmax(1))).tanh())

@@ -12,7 +12,7 @@ import PIL.Image
 import pytest
 import torch
 import torchvision
-from cells import execute, run_all, run_here
+from cells import FEW, execute, run_here
 from conftest import REPOSITORY
 from run import value_of
 
@@ -40,8 +40,8 @@ def drawn(tmp_path_factory):
         patch.setattr(amnesia.grow, "__defaults__", (300,))
         patch.setattr(amnesia, "png", lambda figure: plt.close(figure) or b"")      # half of the time goes into these
         patch.setattr(amnesia, "show", lambda *_, **__: None)
-        yield workspace, run_all(model_cell=NORMED, dataset="drawings", workspace=str(workspace), forget=["star"],
-                                 surrogate="square")
+        choices = {"dataset": "drawings", "workspace": str(workspace), "forget": ["star"], "surrogate": "square"}
+        yield workspace, {number: run_here(number, model_cell=NORMED, **few, **choices) for number, few in FEW.items()}
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 14)])
@@ -74,7 +74,7 @@ def test_the_five_carry_a_model_of_one_s_own_and_score_a_label_that_is_to_mean_a
 @pytest.mark.slow
 def test_a_second_round_by_name_scores_what_the_first_one_took(drawn):
     choices = {"dataset": "drawings", "workspace": str(drawn[0]), "model": "amnesiac-2"}
-    made = run_all(["02", "03", "04", "05"], **choices, forget="circle")
+    made = {number: run_here(number, **FEW[number], **choices, forget="circle") for number in ("02", "03", "04", "05")}
     folder = drawn[0] / "checkpoints" / "drawings"
     result = json.loads((folder / "evaluation-0-2.json").read_text())["amnesiac"]
     assert result["before_forgotten_share"] == result["confusion"][2][2] / 8
