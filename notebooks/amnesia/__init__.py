@@ -11,4 +11,4 @@ from .parameters import begin, check, check_parameters
 from .stages import Stage
 from .training import Diverged, fit, grow, jitter
 
-__version__ = "2.0"
+__version__ = "2.1"

@@ -90,11 +90,14 @@ def divergence(original, cvae, asked, told, only=""):
     with torch.no_grad():
         logits_old = original.decode(z, asked)
         p_old = logits_old.sigmoid()
-        mean_old, log_var_old = original.encode(p_old, asked)
     decoder = bernoulli_nll(cvae.decode(z, told), p_old) - bernoulli_nll(logits_old, p_old)
+    if only == "decoder":
+        return decoder
+    with torch.no_grad():
+        mean_old, log_var_old = original.encode(p_old, asked)
     mean, log_var = cvae.encode(p_old, told)
     encoder = (log_var - log_var_old + ((mean - mean_old).square() + log_var_old.exp()) / log_var.exp() - 1).sum(1) / 2
-    return {"": decoder + encoder, "decoder": decoder, "encoder": encoder}[only]
+    return {"": decoder + encoder, "encoder": encoder}[only]
 
 
 def rehearse(task, model, labels, remember="replay", drawn=0.75, only=""):
@@ -296,6 +299,22 @@ def undo(task, steps=8000):
     return task.minimise(student, loss, steps, learning_rate=task.recipe["learning_rate"])
 
 
+def new_decoder(task, steps=16_000):
+    """Distilled amnesia, and then a new decoder that learns to draw what the amnesiac one draws under every label: nothing is
+    left that only the decoder's weights held. The encoder, which draws nothing, stays as amnesia left it."""
+    teacher = distilled(task)
+    student, labels = deepcopy(teacher), torch.cat([task.forgotten, task.kept])
+    torch.manual_seed(task.seed + 100)                      # no initial weights that the original may have had
+    student.decoder = type(student)(**student.config).to(labels.device).decoder
+    student.encoder.requires_grad_(False)
+
+    def loss():
+        c = some(labels, 128)
+        return {"remember": divergence(teacher, student, c, c, "decoder").mean()}
+
+    return task.minimise(student, loss, steps).requires_grad_()
+
+
 def dampening(task):
     """Selective synaptic dampening (Foster et al. 2024): theta <- theta * min(F / F_f, 1) where F_f > 3 F.
 
@@ -398,7 +417,7 @@ def train_from_scratch(task, digits):
 
 METHODS = {"original": Task.start, "selective amnesia": selective_amnesia, "as published": as_published,
            "distilled amnesia": distilled, "adversarial amnesia": adversarial, "with a margin": margin,
-           "distilled anew": undo, "naive": naive, "NegGrad+": neggrad, "gradient surgery": surgery,
+           "distilled anew": undo, "new decoder": new_decoder, "naive": naive, "NegGrad+": neggrad, "gradient surgery": surgery,
            "random label": random_label, "SalUn": partial(random_label, salient=0.5), "feature unlearning": feature,
            "Distill, Forget, Repeat": steered, "dampening": dampening, "label edit": label_edit,
            "retrain": retrain, "oracle": oracle}
