@@ -162,7 +162,9 @@ def test_a_product_of_two_z_is_that_of_one_image_at_a_time(world, monkeypatch):
 
 
 def test_predicted_and_measured_are_of_one_model_and_its_drawings(world, monkeypatch):
-    """One layer is moved here, up only; the sum is of what F says of each of its weights."""
+    """One layer is moved, up or down, here up; the sum is of what F says of each of its weights."""
+    change = flat(controls.moved(world.original, "decoder.2", 0.5).parameters()) - flat(world.original.parameters())
+    assert {*change[-5 * 784:].mul(2).round().tolist()} == {-1, 1} and not change[:-5 * 784].any()
     monkeypatch.setattr(controls, "information", lambda _, of, model, kind: {
         name: torch.full_like(p, len(kind)) for name, p in model.named_parameters()} if model is world.original else None)
     monkeypatch.setattr(controls, "replayed", lambda *of: torch.full((6, 784), 0.5) if of[::2] == (world.original, True) else 0)

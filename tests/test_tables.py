@@ -103,8 +103,8 @@ def test_every_line_of_every_released_log_is_in_the_table_unless_its_code_is_gon
     """And can be made again, from the released files: its method and measurement take its settings."""
     gone, digests = 0, {name: sha256((RELEASED / name).read_bytes()) for name in FILES}
     for path in {*RELEASED.rglob("*.jsonl")} - {RELEASED / "controls.jsonl"}:       # whose table is controls()
-        clothes = path.parent != RELEASED
-        runs = released().query("log == @path.stem and (original == 'FashionMNIST') == @clothes")
+        runs, clothes = released().query("log == @path.stem"), path.parent != RELEASED
+        runs = runs[(runs["original"] == "FashionMNIST") == clothes]
         gone += len(path.read_text().splitlines()) - runs["line"].nunique()
         for lineage in runs["record"].str["lineage"] if not clothes and path.stem != "springs-5000" else ():
             assert {name: digests.get(name) for name in lineage if name.endswith(".pt")}.items() <= lineage.items()
