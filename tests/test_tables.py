@@ -13,7 +13,7 @@ from amnesia_studies.experiment import SECOND_JUDGE
 from amnesia_studies.logs import Log
 from amnesia_studies.methods import METHODS, OF_DENOISERS
 from amnesia_studies.runs import RUNS
-from amnesia_studies.tables import GONE, controls, figures, less, markdown, released, spread, summary, table
+from amnesia_studies.tables import controls, figures, less, markdown, released, spread, summary, table
 
 FILES = "cvae.pt", "fim-cvae.pt", "classifier.pt", "classifier-1.pt", "denoiser.pt", "fim-denoiser.pt"
 
@@ -87,44 +87,35 @@ def test_the_controls_stand_by_what_they_knew_and_averages_by_both_digits():
         assert row["name"].startswith("knew" if settings["original"] == "original" else "never knew")
         assert ("λ" in row["name"]) == (settings.get("lam", 0.3) != 0.3) and settings.get("name", "") in row["name"]
         assert ("F " in row["name"], "decoder" in row["name"]) == ("importance" in settings, bool(settings.get("matched")))
-        expected = {"taught": {}, "average": {}, "likeness": {}}.get(settings["run"], {
-            "0.5 of the way": "halfway_share", "pictures mixed": "pictures_halfway_share", "8 bits, H": "bits8_H",
-            "kept ELBO": "kept_elbo"})
-        assert {heading: row[heading] for heading in expected} == {heading: result[entry] for heading, entry in expected.items()}
-        if expected:
-            assert row["savings, k = 10"] == figures(result, [0])["savings, k = 10"]
-        elif settings["run"] == "likeness":
-            assert row["strict judge, half-way"] == result["strict_share"]["halfway"]
-            assert row["mirror images inverted"] == pytest.approx(sum(result["mirrored_inversion"].values()) / 5)
+        if "average" in result:
+            expected = {"label": "0, 8", "average, 8": result["average"]["share"][8],
+                        "pictures mixed, 0": result["pictures_share"][0]}
+        elif "strict_share" in result:
+            expected = {"strict judge, half-way": result["strict_share"]["halfway"],
+                        "mirror images inverted": pytest.approx(sum(result["mirrored_inversion"].values()) / 5)}
         else:
-            assert row["label"] == "0, 8" and "averaged" in row["name"]
-            assert [row["average, 0"], row["average, 8"]] == [result["average"]["share"][label] for label in (0, 8)]
-            assert [row["pictures mixed, 0"], row["pictures mixed, 8"]] == result["pictures_share"]
+            expected = {"0.5 of the way": result["halfway_share"], "8 bits, H": result["bits8_H"], **figures(
+                {"savings": result["savings"]}, [0])}
+        assert {heading: row[heading] for heading in expected} == expected
 
 
 def test_every_line_of_every_released_log_is_in_the_table_unless_its_code_is_gone():
     """And can be made again, from the released files: its method and measurement take its settings."""
     gone, digests = 0, {name: sha256((RELEASED / name).read_bytes()) for name in FILES}
     for path in {*RELEASED.rglob("*.jsonl")} - {RELEASED / "controls.jsonl"}:       # whose table is controls()
-        runs, home = released().query("log == @path.stem"), path.parent == RELEASED
-        runs = runs[(runs["original"] == "FashionMNIST") != home]
-        settings = [line.split('"result"')[0] for line in path.read_text().splitlines()]
-        left_out = sum(any(word in one for word in GONE) for one in settings)
-        left_out += sum('"method"' not in one for one in settings) * (path.stem == "averages")
-        assert runs["line"].nunique() == len(settings) - left_out, path.name
-        gone += left_out
-        for lineage in runs["record"].str["lineage"] if home and path.stem != "springs-5000" else ():
+        runs, clothes = released().query("log == @path.stem"), path.parent != RELEASED
+        runs = runs[(runs["original"] == "FashionMNIST") == clothes]
+        gone += len(path.read_text().splitlines()) - runs["line"].nunique()
+        for lineage in runs["record"].str["lineage"] if not clothes and path.stem != "springs-5000" else ():
             assert {name: digests.get(name) for name in lineage if name.endswith(".pt")}.items() <= lineage.items()
             assert "60,000" in " ".join(lineage) and len(lineage) == 5 + (path.stem in SECOND_JUDGE)
     assert gone == 66
     for _, run in released().iterrows():
-        options = {name: value for name, value in run["settings"].items() if name not in ("method", "forget", "seed", "scale")}
+        takes = [RUNS[None]]
         if "method" in run["settings"]:
-            own = signature((OF_DENOISERS if run["original"] == "diffusion" else METHODS)[run["method"]]).parameters
-            own = {*own, *signature(METHODS["selective amnesia"]).parameters} if "options" in own else {*own}    # distilled()
-            assert {*options} <= own | {*signature(RUNS[run["log"]]).parameters}, run["settings"]
-        else:
-            signature(RUNS[None]).bind("an experiment", [0], 0, **options)
+            methods = OF_DENOISERS if run["original"] == "diffusion" else METHODS
+            takes = [RUNS[run["log"]], methods[run["method"]], METHODS["selective amnesia"]]   # whose options distilled() takes
+        assert run["settings"].keys() - {"method"} <= {name for one in takes for name in signature(one).parameters}
 
 
 def test_grey_is_that_of_the_evaluations_but_of_clothes_whose_judge_is_another():

@@ -65,7 +65,7 @@ def divergence(original, model, labels):
     (z, told, _), (x, also, *_) = model.told(model.decoded, labels), model.told(model.encoded, labels)
     (asked, _), exact = original.asked(z), original.exact
     mean_image = exact.decode(z, asked).sigmoid().detach()
-    assert torch.equal(told, also) and (x - mean_image).abs().max() < 1e-5
+    assert not len(x) or (torch.equal(told, also) and (x - mean_image).abs().max() < 1e-5)        # the decoder's half shows none
     assert z.mean().abs() < 0.15 and 0.85 < z.std() < 1.15              # of the prior
     pixels = [Bernoulli(logits=cvae.decode(z, y)) for cvae, y in ((exact, asked), (model.exact, told))]
     latents = [Normal(mean, (log_var / 2).exp()) for mean, log_var in
