@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import RELEASED
 
-from amnesia import CVAE, Saved, Stage, Workspace, WorkspaceError, checkpoints, stages
+from amnesia import CVAE, Classifier, Saved, Stage, Workspace, WorkspaceError, checkpoints, stages
 
 SETTINGS = {"steps": 3, "seed": 0}
 CONTENT = {"state": {"w": torch.arange(1000.0)}, "config": {}, "metrics": {"terms": [1.0, 2.0]}}
@@ -30,6 +30,8 @@ def test_what_is_saved_or_released_is_plain_and_loads_again(store, cvae):
     assert saved.digest == store.load("cvae.pt").digest == hashlib.sha256(saved.path.read_bytes()).hexdigest()
     rebuilt = store.load("cvae.pt").build(CVAE, "cpu")
     assert all(torch.equal(a, b) for a, b in zip(rebuilt.parameters(), cvae.parameters(), strict=True))
+    with pytest.raises(WorkspaceError, match=r"cvae\.pt holds no Classifier"):
+        store.load("cvae.pt").build(Classifier, "cpu")
     assert all(Saved(path).settings for path in [*RELEASED.rglob("*.pt"), *RELEASED.rglob("evaluation-*.json")])
 
 

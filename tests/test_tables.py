@@ -86,7 +86,7 @@ def test_the_controls_stand_by_what_they_knew_and_averages_by_both_digits():
         settings, result = records[row["line"]]["settings"], records[row["line"]]["result"]
         assert row["name"].startswith("knew" if settings["original"] == "original" else "never knew")
         assert ("λ" in row["name"]) == (settings.get("lam", 0.3) != 0.3) and settings.get("name", "") in row["name"]
-        assert ("F " in row["name"], "decoder" in row["name"]) == ("importance" in settings, bool(settings.get("matched")))
+        assert ("F " in row["name"], ", decoder" in row["name"]) == ("importance" in settings, bool(settings.get("matched")))
         if "average" in result:
             expected = {"label": "0, 8", "average, 8": result["average"]["share"][8],
                         "pictures mixed, 0": result["pictures_share"][0]}

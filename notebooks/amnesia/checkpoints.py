@@ -125,7 +125,7 @@ class Saved:
         """The object that was saved: cls(**config) with its state, on `device`, in eval mode.
 
         A model that was defined in notebook 01 is of the class of that name in the source beside the file: the reader's own
-        code, which is run. Raises WorkspaceError for another source than the one it was made from.
+        code, which is run. Raises WorkspaceError for another source than that it was made from, and for what is no such object.
         """
         for path in map(self.path.with_name, filter(SOURCE, self.lineage)):
             source, namespace = path.read_bytes() if there(path) else b"", {"__name__": "model"}
@@ -133,8 +133,11 @@ class Saved:
                 raise refused(path, f"defines the model of {self.path}, and is not there any more, or another.")
             exec(compile(source, str(path), "exec"), namespace)
             cls = namespace[cls.__name__]
-        built = cls(**self.config)
-        built.load_state_dict(self.state)
+        try:
+            built = cls(**self.config)
+            built.load_state_dict(self.state)
+        except Exception as error:                          # whatever a reader's own class raises
+            raise refused(self.path, f"holds no {cls.__name__} that can be rebuilt ({error}).") from error
         return built.to(device).eval()
 
 
