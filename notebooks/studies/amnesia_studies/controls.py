@@ -232,7 +232,7 @@ SEEDS = range(3)
 GRID = [  # the runs that the log holds, and the choices whose every combination is a line
     (amnesia, {"lam": (0.3, 0.0), "label": (0, 8), "seed": SEEDS, "original": ("retrain", "original")}),
     (amnesia, {"name": ["label edit"], "label": (0, 8), "seed": SEEDS, "original": ("original", "retrain")}),
-    (amnesia, {"name": ["as published"], "label": (0, 8), "seed": SEEDS, "original": ["original"]}),
+    (amnesia, {"name": ["as published"], "label": [0], "seed": SEEDS, "original": ["original"]}),
     (amnesia, {"name": ["new decoder"], "label": (0, 8), "seed": SEEDS, "original": ("original", "retrain")}),
     (likeness, {"lam": [0.3], "label": (0, 8), "seed": SEEDS, "original": ("retrain", "original")}),
     (taught, {"original": ["oracle"], "seed": SEEDS}),
