@@ -304,8 +304,8 @@ def new_decoder(task, steps=16_000):
     left that only the decoder's weights held. The encoder, which draws nothing, stays as amnesia left it."""
     teacher = distilled(task)
     student, labels = deepcopy(teacher), torch.cat([task.forgotten, task.kept])
-    torch.manual_seed(task.seed + 100)                      # no initial weights that the original may have had
-    student.decoder = type(student)(**student.config).to(labels.device).decoder
+    # Not the initial weights of an original; but those of the models of controls.origin() that never knew
+    student.decoder = replace(task, seed=task.seed + 100).anew().decoder
     student.encoder.requires_grad_(False)
 
     def loss():
